@@ -1,0 +1,1 @@
+"""dsprov: from bare servers to an appliance that people can chat with."""

@@ -1,0 +1,133 @@
+"""dsprov plan: what would run where, from live hosts or from a facts file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from ansible_collections.dsprov.appliance.plugins.module_utils.planner import plan as make_plan
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
+from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue as data
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
+
+from dsprov import options
+from dsprov.commands.probe import write_text
+from dsprov.invocation import check_override
+from dsprov.words import problem_lines, say, t
+
+
+def plan_from_facts(path: Path, tier: str, overrides: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """A plan from a facts file.
+
+    Returns:
+        The plan and the exit code: 0, or 2 for a bad request, or 3 where the plan refuses.
+
+    Raises:
+        ProblemError: the file, the tier or an override is not usable.
+    """
+    table = data.problems()
+    facts = data.read_yaml(path)
+    data.check(facts, data.facts_schema(), None, path)
+    if not facts["hosts"]:
+        raise table.error("facts-host-missing", file=path)
+    pairs = [check_override(text).partition("=") for text in overrides]
+    variables = {**data.tier_variables(tier), **{key: value for key, _equals, value in pairs}}
+    request, found = request_from(variables)
+    if request is None:
+        code = max(table.exit_code(problem["code"]) for problem in found)
+        return {"schema": 1, "tier": tier, "ok": False, "hosts": [], "problems": found}, code
+    plan = make_plan(facts, request, data.catalogue())
+    return plan, 0 if plan["ok"] else exit_code(plan)
+
+
+def exit_code(plan: dict[str, Any]) -> int:
+    """2 where what people wrote is wrong, 3 where the hosts do not suffice."""
+    codes = {p["code"] for p in plan["problems"] if p["severity"] == "error"}
+    return 2 if codes <= {"model-unknown", "variant-unknown", "value-out-of-range"} else 3
+
+
+@click.command(help="Say what would run where, and why not. Changes nothing.")
+@click.option(
+    "-i", "--inventory", "inventories", multiple=True, type=click.Path(path_type=Path), metavar="HOSTS",
+    help="Hosts to read first.",
+)  # fmt: skip
+@click.option("--facts", type=click.Path(path_type=Path), metavar="FILE", help="Facts written by probe or by hand.")
+@options.tier
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there (JSON).")
+@options.run_options
+def command(
+    inventories: tuple[Path, ...], facts: Path | None, tier: str, output: Path | None, **choices: Any
+) -> int:
+    """From live hosts with -i, from a file with --facts."""
+    if bool(inventories) == bool(facts):
+        raise click.UsageError(t("give either -i HOSTS or --facts FILE", "请给出 -i HOSTS 或 --facts FILE 之一"))
+    if facts is not None:
+        overrides = list(choices["overrides"])
+        if choices["channel"]:
+            overrides.append(f"dsprov_channel={choices['channel']}")
+        plan, code = plan_from_facts(facts, tier, overrides)
+        _hand_over(plan, choices["as_json"], output)
+        return code
+
+    from dsprov.verb import run_verb
+
+    def report(outcome: Any) -> None:
+        if outcome.plan:
+            _hand_over(outcome.plan, False, output)
+
+    def document(outcome: Any) -> Any:
+        if output is not None and outcome.plan:
+            write_text(output, _text(outcome.plan))
+        return outcome.plan or outcome.document("plan")
+
+    return run_verb("plan", inventories, tier=tier, document=document, report=report, **choices)
+
+
+def _text(plan: dict[str, Any]) -> str:
+    return json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
+
+
+def _hand_over(plan: dict[str, Any], as_json: bool, output: Path | None) -> None:
+    if output is not None:
+        write_text(output, _text(plan))
+    if as_json:
+        click.echo(json.dumps(plan, ensure_ascii=False))
+    else:
+        show_plan(plan)
+        for problem in plan["problems"]:
+            say(problem_lines(problem))
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """The plan as a table for people."""
+    verdict = t("fits", "可行") if plan["ok"] else t("refused", "不可行")
+    click.echo(f"{plan['tier']}: {plan.get('model', '?')} · {plan.get('engine', '?')} · {verdict}")
+    for row in plan["hosts"]:
+        weights, place, context, memory = (row[key] for key in ("weights", "placement", "context", "memory"))
+        where = (
+            t("CPU", "CPU")
+            if not place["gpu_layers"]
+            else t(
+                f"{place['gpu_layers']}/{place['total_layers']} layers on {len(memory['gpu_bytes_per_device'])} GPU(s)",
+                f"{len(memory['gpu_bytes_per_device'])} 张卡上 {place['gpu_layers']}/{place['total_layers']} 层",
+            )
+        )
+        click.echo(f"  {row['name']}: {weights['variant']} ({human_bytes(weights['bytes'])}) · {where}")
+        click.echo(
+            t(
+                f"    context {context['length']} x {context['parallel']} requests, KV cache {context['kv_cache_type']}",
+                f"    上下文 {context['length']} × {context['parallel']} 路,KV 缓存 {context['kv_cache_type']}",
+            )
+        )
+        gpus = ", ".join(human_bytes(size) for size in memory["gpu_bytes_per_device"])
+        click.echo(
+            t(
+                f"    memory {human_bytes(memory['host_bytes'])}"
+                f"{', GPUs ' + gpus if gpus else ''}, disk {human_bytes(memory['disk_bytes'])} (estimated)",
+                f"    内存 {human_bytes(memory['host_bytes'])}"
+                f"{',显存 ' + gpus if gpus else ''},磁盘 {human_bytes(memory['disk_bytes'])}(估计值)",
+            )
+        )

@@ -1,0 +1,63 @@
+"""dsprov probe: read the hosts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dsprov import options
+from dsprov.runner import Outcome
+from dsprov.verb import run_verb
+from dsprov.words import say, t
+
+
+def facts_document(outcome: Outcome) -> dict[str, Any]:
+    """The facts document, schema 1, of the hosts that answered."""
+    return {
+        "schema": 1,
+        "hosts": {n: h.results["facts"] for n, h in sorted(outcome.hosts.items()) if "facts" in h.results},
+    }
+
+
+@click.command(help="Read the hosts' hardware and system; change nothing. Prints or writes a facts document.")
+@options.inventory
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the facts there (YAML).")
+@options.run_options
+def command(inventories: tuple[Path, ...], output: Path | None, **choices: Any) -> int:
+    """Facts as JSON with --json, as YAML otherwise."""
+
+    def report(outcome: Outcome) -> None:
+        import yaml
+
+        text = yaml.safe_dump(facts_document(outcome), sort_keys=False, allow_unicode=True)
+        if output is None:
+            click.echo(text, nl=False)
+        else:
+            write_text(output, text)
+
+    def document(outcome: Outcome) -> dict[str, Any]:
+        facts = facts_document(outcome)
+        if output is not None:
+            import json
+
+            write_text(output, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        return facts
+
+    return run_verb("probe", inventories, document=document, report=report, **choices)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step.
+
+    Raises:
+        click.ClickException: the folder is missing or not ours to write.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}") from error
+    say(t(f"written: {path}", f"已写入:{path}"))

@@ -1,0 +1,105 @@
+"""Live progress of a run on the terminal: a line a stage, what changes on each host, what takes long."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from typing import Any
+
+from dsprov.runner import task_name
+from dsprov.words import say, t
+
+STAGES = {
+    "Probe": ("Reading the hosts", "读取主机"),
+    "Preflight": ("Preflight: variables, hosts, plan", "预检:变量、主机、方案"),
+    "Converge": ("Converge: bring every part to its state", "部署:使各部分达到目标状态"),
+    "Accept": ("Accept: prove that people can use it", "验收:证明可以使用"),
+    "Status": ("Looking at the services", "查看服务"),
+}
+HEARTBEAT_SECONDS = 20
+
+
+class Progress:
+    """Prints as events come. On a terminal the last line shows what runs now; elsewhere long tasks are named."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self.terminal = sys.stderr.isatty() and not verbose
+        self.start = time.monotonic()
+        self.running: dict[str, tuple[str, float]] = {}
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._clear()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind, data = event["event"], event.get("event_data") or {}
+        if self.verbose:
+            if event.get("stdout"):
+                say(event["stdout"].replace("\r\n", "\n"))
+            return
+        host = data.get("host", "")
+        if kind == "playbook_on_play_start":
+            stage = STAGES.get(data.get("play", ""))
+            if stage:
+                self._line(f"{self._elapsed()} {t(*stage)}")
+        elif kind == "runner_on_start":
+            with self._lock:
+                self.running[host] = (task_name(data), time.monotonic())
+        elif kind in ("runner_on_ok", "runner_on_failed", "runner_on_skipped", "runner_on_unreachable"):
+            with self._lock:
+                name, began = self.running.pop(host, (task_name(data), time.monotonic()))
+            took = time.monotonic() - began
+            result = data.get("res") or {}
+            if kind == "runner_on_ok" and result.get("changed"):
+                self._line(f"        {host}  {t('changed', '已更改')}  {name}{_seconds(took)}")
+            elif kind == "runner_on_failed" and not data.get("ignore_errors"):
+                self._line(f"        {host}  {t('FAILED', '失败')}  {name}{_seconds(took)}")
+            elif kind == "runner_on_unreachable":
+                self._line(f"        {host}  {t('UNREACHABLE', '无法连接')}")
+
+    def _tick(self) -> None:
+        """Shows what runs now: every half second on a terminal, now and then elsewhere."""
+        told = time.monotonic()
+        while not self._done.wait(0.5):
+            with self._lock:
+                running = sorted(self.running.items())
+            now = time.monotonic()
+            if self.terminal and running:
+                parts = [f"{host}: {name} {now - began:.0f} s" for host, (name, began) in running]
+                width = shutil.get_terminal_size().columns - 1
+                line = f"{self._elapsed()} {' | '.join(parts)}"
+                sys.stderr.write("\r\x1b[K" + line[:width])
+                sys.stderr.flush()
+            elif not self.terminal and now - told >= HEARTBEAT_SECONDS and not self.verbose:
+                told = now
+                for host, (name, began) in running:
+                    if now - began >= HEARTBEAT_SECONDS / 2:
+                        self._line(f"        {host}  {t('working', '进行中')}  {name}{_seconds(now - began)}")
+
+    def _line(self, text: str) -> None:
+        self._clear()
+        say(text)
+
+    def _clear(self) -> None:
+        if self.terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _elapsed(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        return f"[{minutes:2d}:{seconds:02d}]"
+
+
+def _seconds(count: float) -> str:
+    return f" ({count:.0f} s)" if count >= 1 else ""

@@ -1,0 +1,84 @@
+"""What every verb that runs a playbook does around it: compose, lock, run, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
+
+from dsprov import runner
+from dsprov.invocation import compose
+from dsprov.lock import inventory_lock
+from dsprov.progress import Progress
+from dsprov.runner import Outcome
+from dsprov.words import problem_lines, say, t
+
+Report = Callable[[Outcome], None]
+
+
+def run_verb(
+    verb: str,
+    inventories: Sequence[Path],
+    *,
+    as_json: bool,
+    verbose: int,
+    print_command: bool,
+    overrides: Sequence[str] = (),
+    ansible_arguments: Sequence[str] = (),
+    document: Callable[[Outcome], Any] | None = None,
+    report: Report | None = None,
+    **choices: Any,
+) -> int:
+    """Runs a verb's playbook and reports it.
+
+    Args:
+        verb: the verb; its playbook has the same name.
+        document: makes the JSON document of the outcome; the whole outcome by default.
+        report: prints the outcome for people.
+        choices: tier, channel, limit, dry_run, as `compose` takes them.
+
+    Returns:
+        The exit code of the contract.
+    """
+    catalogue()  # A broken catalogue is said before anything runs.
+    invocation = compose(
+        verb,
+        inventories,
+        overrides=overrides,
+        verbosity=verbose,
+        arguments=ansible_arguments,
+        **choices,
+    )
+    if print_command:
+        click.echo(invocation.shell_line())
+        return 0
+    with inventory_lock(invocation.inventories), Progress(verbose > 0) as progress:
+        outcome = runner.run(invocation, progress)
+    if as_json:
+        click.echo(json.dumps((document or (lambda o: o.document(verb)))(outcome), ensure_ascii=False))
+    else:
+        (report or (lambda o: None))(outcome)
+    for problem in outcome.problems:
+        say(problem_lines(problem))
+    return outcome.exit_code
+
+
+def summary(outcome: Outcome) -> None:
+    """A line a host: what it came to, how much changed."""
+    words = {
+        "ok": t("ok", "成功"),
+        "failed": t("failed", "失败"),
+        "unreachable": t("unreachable", "无法连接"),
+    }
+    width = max((len(name) for name in outcome.hosts), default=4)
+    say()
+    for name, host in sorted(outcome.hosts.items()):
+        changes = t(f"{len(host.changed)} changed", f"更改 {len(host.changed)} 项")
+        say(f"{name:<{width}}  {words[host.state]}  {changes}")
+    say(t(f"{outcome.seconds:.0f} s, log: {outcome.log}", f"用时 {outcome.seconds:.0f} 秒,日志:{outcome.log}"))
+
+

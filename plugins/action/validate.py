@@ -1,0 +1,100 @@
+# Copyright: (c) 2026, The dsprov authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Checks what people wrote, on the controller, before any host is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, ProblemError
+from ansible_collections.dsprov.appliance.plugins.module_utils.variables import PREFIX
+from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.outcome import refusal
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import (
+    PORT_VARIABLES,
+    request_from,
+)
+
+try:  # Where a value was written; an internal of ansible-core 2.19, so it may go.
+    from ansible._internal._datatag._tags import Origin
+except ImportError:
+    Origin = None
+
+
+class ActionModule(ActionBase):
+    """Options: `roles`, whose argument specs are checked beside the collection-wide variables."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        host = variables.get("inventory_hostname")
+        try:
+            found = self._problems(variables)
+        except ProblemError as error:
+            found = [error.problem]
+        for problem in found:
+            problem["host"] = host
+        return {**result, "changed": False, **refusal(found)}
+
+    def _problems(self, variables: Mapping[str, Any]) -> list[Problem]:
+        given = {key: value for key, value in variables.items() if key.startswith(PREFIX)}
+        found: list[Problem] = []
+        ours: dict[str, Any] = {}
+        for key, raw in given.items():
+            try:
+                ours[key] = self._templar.template(raw)
+            except AnsibleError as error:
+                found.append(self._invalid(key, raw, error))
+        ports = {key: self._templar.template(variables[key]) for key in PORT_VARIABLES if key in variables}
+        _request, more = request_from({**ours, **ports}, {key: _origin(raw) for key, raw in given.items()})
+        found += more
+        for role in self._task.args.get("roles", []):
+            found += self._role_problems(role, variables)
+        return found
+
+    def _role_problems(self, role: str, variables: Mapping[str, Any]) -> list[Problem]:
+        """Values given to a role that its argument spec refuses. What is not given is the role's default."""
+        path = catalogue.ROOT / "roles" / role / "meta" / "argument_specs.yml"
+        options = catalogue.read_yaml(path)["argument_specs"]["main"]["options"]
+        found: list[Problem] = []
+        for key in sorted(options.keys() & variables.keys()):
+            try:
+                value = self._templar.template(variables[key])
+            except AnsibleError as error:
+                found.append(self._invalid(key, variables[key], error))
+                continue
+            spec = {key: {k: v for k, v in options[key].items() if k not in ("description", "default", "version_added")}}
+            for message in ArgumentSpecValidator(_plain(spec)).validate({key: value}).error_messages:
+                found.append(self._invalid(key, variables[key], message))
+        return found
+
+    def _invalid(self, key: str, raw: Any, error: object) -> Problem:
+        where = _origin(raw)
+        detail = " ".join(str(error).split())
+        return catalogue.problems().make(
+            "variable-invalid", key=f"{where}: {key}" if where else key, detail=detail
+        )
+
+
+def _plain(spec: Any) -> Any:
+    """An argument spec without what only documentation reads."""
+    if isinstance(spec, Mapping):
+        return {key: _plain(value) for key, value in spec.items() if key not in ("description", "version_added")}
+    return spec
+
+
+def _origin(value: Any) -> str:
+    """FILE:LINE where a value was written, or nothing."""
+    tag = Origin.get_tag(value) if Origin else None
+    if tag is None or not getattr(tag, "path", None):
+        return ""
+    return f"{tag.path}:{tag.line_num}" if tag.line_num else str(tag.path)

@@ -1,0 +1,173 @@
+# Copyright: (c) 2026, The dsprov authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""The catalogue on the controller: loaded from catalog/, every file checked against its schema."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problems, nearest
+
+ROOT = Path(__file__).resolve().parents[2]
+CATALOG = ROOT / "catalog"
+TIERS = ROOT / "inventories" / "tiers"
+# File stem to the key inside it; `systems` has two keys and is handed on whole.
+PARTS = ("models", "engines", "software", "channels", "variables", "systems")
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@cache
+def problems() -> Problems:
+    """The table of problems, with which everything else is reported."""
+    path = CATALOG / "problems.yml"
+    try:
+        return Problems(yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)["problems"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        # Without its words dsprov cannot word this either: the one message that is written out here.
+        detail = " ".join(str(error).split())
+        rows = {"document-invalid": _BOOTSTRAP}
+        raise Problems(rows).error(
+            "document-invalid", file=path, where="/", detail=detail, hint="restore the file"
+        ) from error
+
+
+_BOOTSTRAP = {
+    "exit": 2,
+    "en": "{file}: {where}: {detail}",
+    "zh": "{file}:{where}:{detail}",
+    "remedy_en": "{hint}",
+    "remedy_zh": "{hint}",
+}
+
+
+@cache
+def catalogue() -> dict[str, Any]:
+    """All parts of the catalogue, checked.
+
+    Raises:
+        ProblemError: a file is missing, is not YAML or does not fit its schema; it names file and place.
+    """
+    definitions = read_yaml(CATALOG / "schema" / "catalog.yml")
+    parts: dict[str, Any] = {"problems": problems().rows}
+    check({"schema": 1, "problems": parts["problems"]}, definitions, "problems", CATALOG / "problems.yml")
+    for part in PARTS:
+        path = CATALOG / f"{part}.yml"
+        document = read_yaml(path)
+        check(document, definitions, part, path)
+        parts[part] = document if part == "systems" else document[part]
+    return parts
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML or JSON file's content.
+
+    Raises:
+        ProblemError: file-missing, or document-invalid with line and column.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError as error:
+        raise problems().error("file-missing", file=path) from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise problems().error(
+            "document-invalid", file=path, where="/", detail=str(error), hint="give a readable UTF-8 text file"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "/"
+        raise problems().error(
+            "document-invalid",
+            file=path,
+            where=where,
+            detail=getattr(error, "problem", None) or "not YAML",
+            hint="correct the syntax there",
+        ) from error
+
+
+def check(document: Any, schema: dict[str, Any], definition: str | None, path: Path | str) -> None:
+    """Checks a document against a schema, or against one definition of it.
+
+    Raises:
+        ProblemError: document-invalid; names the file, the place and the nearest key that exists.
+    """
+    import jsonschema
+
+    target = {**schema, "$ref": f"#/$defs/{definition}"} if definition else schema
+    errors = jsonschema.Draft202012Validator(target).iter_errors(document)
+    error = min(errors, key=lambda e: (len(e.absolute_path), str(e.message)), default=None)
+    if error is None:
+        return
+    where = ".".join(str(part) for part in error.absolute_path) or "/"
+    raise problems().error("document-invalid", file=path, where=where, **_explain(error))
+
+
+def _explain(error: Any) -> dict[str, str]:
+    """What a schema error means, and how to mend it, in a few words."""
+    if error.validator == "additionalProperties" and isinstance(error.schema.get("properties"), dict):
+        known = error.schema["properties"]
+        unknown = sorted(str(key) for key in error.instance if key not in known)
+        return {
+            "detail": f"unknown key '{unknown[0]}'",
+            "hint": f"did you mean '{nearest(unknown[0], known)}'? known keys: {', '.join(known)}",
+        }
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return {"detail": f"key '{missing[0]}' is missing", "hint": f"add '{missing[0]}'"}
+    if error.validator == "type":
+        wanted = error.validator_value
+        wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
+        return {"detail": f"{_short(error.instance)} is not of type {wanted}", "hint": f"give {wanted}"}
+    if error.validator in ("enum", "const"):
+        wanted = error.validator_value
+        choices = ", ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
+        return {"detail": f"{_short(error.instance)} is not allowed", "hint": f"use one of: {choices}"}
+    return {
+        "detail": f"{_short(error.instance)} does not fit {error.validator} {_short(error.validator_value)}",
+        "hint": "correct the value",
+    }
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def facts_schema() -> dict[str, Any]:
+    """The JSON schema of a facts document."""
+    schema: dict[str, Any] = read_yaml(CATALOG / "schema" / "facts.yml")
+    return schema
+
+
+def tier_names() -> list[str]:
+    """Names of all tiers: one inventory file each."""
+    return sorted(path.stem for path in TIERS.glob("*.yml"))
+
+
+def tier_path(name: str) -> Path:
+    """The inventory file of a tier.
+
+    Raises:
+        ProblemError: tier-unknown, with the nearest name.
+    """
+    names = tier_names()
+    if name not in names:
+        raise problems().error("tier-unknown", tier=name, nearest=nearest(name, names))
+    return TIERS / f"{name}.yml"
+
+
+def tier_variables(name: str) -> dict[str, Any]:
+    """The variables that a tier's inventory sets for all hosts."""
+    path = tier_path(name)
+    document = read_yaml(path)
+    try:
+        variables: dict[str, Any] = document["all"]["vars"]
+    except (KeyError, TypeError) as error:
+        raise problems().error(
+            "document-invalid", file=path, where="all.vars", detail="no variables", hint="add all.vars"
+        ) from error
+    return variables

@@ -1,0 +1,52 @@
+# Copyright: (c) 2026, The dsprov authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""From variables to a planner's request, the same way for plays and for `dsprov plan --facts`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem
+from ansible_collections.dsprov.appliance.plugins.module_utils.variables import check_variables
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
+    CATALOG,
+    catalogue,
+    check,
+    problems,
+    read_yaml,
+)
+
+# Role variables that the planner must know too, PORT or ADDRESS:PORT, for these ports must be free.
+PORT_VARIABLES = ("ollama_host", "open_webui_port")
+
+
+def request_from(
+    variables: Mapping[str, Any], origins: Mapping[str, str] | None = None
+) -> tuple[Request | None, list[Problem]]:
+    """A request from a host's variables.
+
+    Returns:
+        The request, or None with the problems that stand in its way.
+    """
+    rows = catalogue()
+    values, found = check_variables(variables, rows["variables"], problems(), origins)
+    ports: dict[str, int] = {}
+    for key in PORT_VARIABLES:
+        if key in variables:
+            text = str(variables[key]).rpartition(":")[2]
+            if text.isdecimal() and 0 < int(text) < 65536:
+                ports[key] = int(text)
+            else:
+                found.append(problems().make("variable-invalid", key=key, detail=f"{text!r} is not a port"))
+    if "dsprov_mirrors" in values:
+        definitions = read_yaml(CATALOG / "schema" / "catalog.yml")
+        check(values["dsprov_mirrors"], definitions, "channel", "dsprov_mirrors")
+    if found:
+        return None, found
+    values.setdefault("dsprov_tier", "custom")
+    if "dsprov_model" not in values:
+        detail = "no model is chosen"
+        return None, [problems().make("variable-invalid", key="dsprov_model", detail=detail)]
+    return Request.from_variables({**values, "dsprov_ports": ports}), []

