@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -19,7 +20,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "tiers": ("List the tiers, or show one.", "列出层级,或查看某一层级。"),
     "probe": ("Read the hosts; change nothing.", "读取主机信息,不作任何更改。"),
     "plan": ("Say what would run where, and why not.", "说明什么会运行在哪里,或为何不行。"),
-    "check": ("Preflight: reachability, plan, ports, disk; change nothing.", "预检:连通、方案、端口、磁盘,不作任何更改。"),
+    "check": (
+        "Preflight: reachability, plan, ports, disk; change nothing.",
+        "预检:连通、方案、端口、磁盘,不作任何更改。",
+    ),
     "install": ("Turn the hosts into appliances.", "把主机装成一体机。"),
     "status": ("Look whether every service is healthy.", "查看各服务是否健康。"),
 }
@@ -29,9 +33,11 @@ class Verbs(click.Group):
     """A group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
         if cmd_name not in VERBS:
             return None
         command: click.Command = importlib.import_module(f"dsprov.commands.{cmd_name}").command
@@ -49,6 +55,7 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
         with formatter.section(t("Commands", "命令")):
             formatter.write_dl([(verb, t(*texts)) for verb, texts in VERBS.items()])
 
@@ -79,7 +86,9 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     callback=_language,
     help="Language of messages, 语言; by default the locale's.",
 )
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+)
 def cli() -> None:
     """Provision DeepSeek appliances. 部署 DeepSeek 一体机。"""
 
@@ -97,12 +106,23 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     # What is chosen anywhere on the line holds for the whole line, also for errors of parsing it.
     for index, word in enumerate(arguments):
-        if word == "--lang" and index + 1 < len(arguments) and arguments[index + 1] in words.LANGUAGES:
-            words.choose(arguments[index + 1])
+        if word == "--":
+            break
+        given = word.partition("=")[2] if word.startswith("--lang=") else ""
+        if word == "--lang" and index + 1 < len(arguments):
+            given = arguments[index + 1]
+        if given in words.LANGUAGES:
+            words.choose(given)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the caller closed it
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return int(cli.main(list(arguments), prog_name="dsprov", standalone_mode=False) or 0)
+        code = int(cli.main(list(arguments), prog_name="dsprov", standalone_mode=False) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except click.exceptions.Abort:
-        return 130
+        return _fail("interrupted", as_json)
     except click.ClickException as error:
         message = " ".join(error.format_message().split())
         hint = t("see `dsprov --help`", "参见 `dsprov --help`")
@@ -113,18 +133,40 @@ def run(arguments: Sequence[str]) -> int:
         if as_json:
             _print_failure([{"code": "usage", "message": {"en": message, "zh": message}}], 2)
         return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        return _cannot(error, as_json)
     except Exception as error:
         problem = getattr(error, "problem", None)
         if problem is None:
             raise
-        words.say(words.problem_lines(problem))
+        words.say(words.problem_line(problem))
         code = int(getattr(error, "exit_code", 1))
         if as_json:
             _print_failure([problem], code)
         return code
+
+
+def _fail(code: str, as_json: bool, **details: Any) -> int:
+    """Says a problem of the table, and gives its exit code."""
+    from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
+
+    problem = problems().make(code, **details)
+    words.say(words.problem_lines(problem))
+    if as_json:
+        _print_failure([problem], problems().exit_code(code))
+    return problems().exit_code(code)
+
+
+def _cannot(error: OSError, as_json: bool) -> int:
+    """What the operating system refused; a reader of ours that went away is no trouble."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    try:
+        return _fail("system-error", as_json, file=error.filename or "stdout", detail=error.strerror or str(error))
+    except OSError:  # The stream itself is what fails: a full disk behind stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _print_failure(problems: list[Any], code: int) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems, tier_path
-
 from dsprov.paths import COLLECTION, state_dir
 
 SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey", "passwd")
@@ -105,7 +104,11 @@ def check_inventory(path: Path) -> str:
     """An inventory's absolute path, if it is there and says anything at all."""
     if "," in str(path):  # Ansible's own form of an inventory on the command line: HOST,HOST
         return str(path)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise problems().error("inventory-invalid", file=path, detail=error.strerror) from error
+    if not there:
         raise problems().error("file-missing", file=path)
     if path.is_file():
         try:

@@ -9,10 +9,19 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
-
 from dsprov.paths import state_dir
+
+
+def _owner(text: str) -> dict[str, Any]:
+    """What the holder wrote of itself; it may be writing right now."""
+    try:
+        owner: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return {}
+    return owner
 
 
 @contextmanager
@@ -26,12 +35,12 @@ def inventory_lock(inventories: Sequence[str]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # The user's own inventory, not the tier's, says which machines are meant.
     name = hashlib.sha256(inventories[-1].encode()).hexdigest()[:16]
-    with open(folder / f"{name}.lock", "a+", encoding="utf-8") as file:
+    with (folder / f"{name}.lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            owner = json.loads(file.read() or "{}")
+            owner = _owner(file.read())
             raise problems().error(
                 "locked", pid=owner.get("pid", "?"), since=owner.get("since", "?")
             ) from error

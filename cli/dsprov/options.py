@@ -48,7 +48,9 @@ inventory = click.option(
     metavar="HOSTS",
     help="Ansible inventory; may be given more than once, later ones win.",
 )
-tier = click.option("--tier", required=True, metavar="TIER", help="What to build; `dsprov tiers list` shows all.")
+tier = click.option(
+    "--tier", required=True, metavar="TIER", help="What to build; `dsprov tiers list` shows all."
+)
 limit = click.option("--limit", metavar="PATTERN", help="Only these hosts or groups of the inventory.")
 extra = click.option(
     "-e",

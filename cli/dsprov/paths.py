@@ -11,7 +11,7 @@ COLLECTION = Path(__file__).resolve().parent.parent / "ansible_collections" / "d
 
 
 def state_dir() -> Path:
-    """Folder for logs and locks: XDG_STATE_HOME, else ~/.local/state, else a private one under the temporary folder."""
+    """Folder for logs and locks: XDG_STATE_HOME, ~/.local/state, or one of ours among the temporary files."""
     base = os.environ.get("XDG_STATE_HOME")
     if not base:
         home = os.environ.get("HOME")
@@ -21,5 +21,5 @@ def state_dir() -> Path:
 
 def runtime_dir() -> Path:
     """Folder for what lives as long as a run, in memory where the system has such a place."""
-    shm = Path("/dev/shm")
+    shm = Path("/dev/shm")  # noqa: S108 - only a unique, private folder is made in it
     return shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(tempfile.gettempdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -14,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
-
 from dsprov.invocation import Invocation, ansible_environment, log_path
 from dsprov.paths import runtime_dir
 
@@ -106,6 +106,8 @@ class Recorder:
             self.said.append(text)
         elif kind == "playbook_on_no_hosts_matched":
             self.no_hosts = True
+        elif kind == "playbook_on_stats":
+            self._settle(data)
         elif "host" in data:
             self._host_event(kind, data)
         self.watch(event)
@@ -126,6 +128,13 @@ class Recorder:
             host.state = "failed"
             host.problems += self._failures(data, result, host)
 
+    def _settle(self, stats: dict[str, Any]) -> None:
+        """A failure that a rescue block mended is none: Ansible's own count at the end says so."""
+        for name, host in self.outcome.hosts.items():
+            if host.state == "failed" and stats.get("rescued", {}).get(name) and not stats.get("failures", {}).get(name):
+                host.state = "ok"
+                host.problems = [problem for problem in host.problems if problem["severity"] == "warning"]
+
     def _keep_result(self, host: HostOutcome, data: dict[str, Any], result: dict[str, Any]) -> None:
         key = _RESULTS.get(data.get("resolved_action") or data.get("task_action", ""))
         if key and key in result:
@@ -137,13 +146,18 @@ class Recorder:
             if problem["severity"] == "warning" and problem not in host.problems:
                 host.problems.append(problem)
 
-    def _failures(self, data: dict[str, Any], result: dict[str, Any], host: HostOutcome) -> list[dict[str, Any]]:
+    def _failures(
+        self, data: dict[str, Any], result: dict[str, Any], host: HostOutcome
+    ) -> list[dict[str, Any]]:
         """What a failed task means: its own problems, a known kind of failure, or its bare message."""
         own = result.get("dsprov_problems") or []
         if own:
             return [problem for problem in own if problem not in host.problems]
         item = next((row for row in result.get("results") or [] if row.get("failed")), result)
-        words = [str(item.get(key) or "") for key in ("msg", "module_stderr", "module_stdout", "stderr", "exception")]
+        words = [
+            str(item.get(key) or "")
+            for key in ("msg", "module_stderr", "module_stdout", "stderr", "exception")
+        ]
         code = problems().recognise(" ".join(words)) or "task-failed"
         detail = next((_one_line(word) for word in words if word.strip()), "?")
         return [
@@ -178,7 +192,7 @@ def run(invocation: Invocation, watch: Watch) -> Outcome:
     """
     import ansible_runner
 
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     log_file = log_path(invocation.verb, stamp)
     log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     outcome = Outcome(exit_code=0, seconds=0.0, log=log_file)
@@ -186,7 +200,7 @@ def run(invocation: Invocation, watch: Watch) -> Outcome:
     start = time.monotonic()
     private = tempfile.mkdtemp(prefix="dsprov-", dir=runtime_dir())
     try:
-        with open(log_file, "w", encoding="utf-8") as log, stopped:
+        with log_file.open("w", encoding="utf-8") as log, stopped:
             log_file.chmod(0o600)
             log.write(invocation.shell_line() + "\n")
             recorder = Recorder(outcome, log, watch)
@@ -195,7 +209,11 @@ def run(invocation: Invocation, watch: Watch) -> Outcome:
                 private_data_dir=private,
                 playbook=invocation.playbook,
                 envvars=ansible_environment(invocation),
-                settings={"pexpect_timeout": 1, "suppress_ansible_output": True, "suppress_output_file": True},
+                settings={
+                    "pexpect_timeout": 1,
+                    "suppress_ansible_output": True,
+                    "suppress_output_file": True,
+                },
                 suppress_env_files=True,
                 quiet=True,
                 event_handler=recorder,
@@ -204,7 +222,7 @@ def run(invocation: Invocation, watch: Watch) -> Outcome:
             # The very line that --print-command shows; tied to this process, so that no run outlives it.
             runner.config.command = [*_tether(), *command]
             runner.config.cwd = str(Path.cwd())
-            _status, return_code = runner.run()
+            runner.run()
     finally:
         shutil.rmtree(private, ignore_errors=True)
     outcome.seconds = time.monotonic() - start
@@ -271,7 +289,7 @@ class _Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True

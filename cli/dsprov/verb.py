@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
 
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
 from dsprov import runner
 from dsprov.invocation import compose
 from dsprov.lock import inventory_lock
 from dsprov.progress import Progress
 from dsprov.runner import Outcome
-from dsprov.words import problem_lines, say, t
+from dsprov.words import say, say_problems, t
 
 Report = Callable[[Outcome], None]
 
@@ -61,9 +61,8 @@ def run_verb(
     if as_json:
         click.echo(json.dumps((document or (lambda o: o.document(verb)))(outcome), ensure_ascii=False))
     else:
-        (report or (lambda o: None))(outcome)
-    for problem in outcome.problems:
-        say(problem_lines(problem))
+        (report or (lambda _outcome: None))(outcome)
+    say_problems(outcome.problems)
     return outcome.exit_code
 
 
@@ -79,6 +78,6 @@ def summary(outcome: Outcome) -> None:
     for name, host in sorted(outcome.hosts.items()):
         changes = t(f"{len(host.changed)} changed", f"更改 {len(host.changed)} 项")
         say(f"{name:<{width}}  {words[host.state]}  {changes}")
-    say(t(f"{outcome.seconds:.0f} s, log: {outcome.log}", f"用时 {outcome.seconds:.0f} 秒,日志:{outcome.log}"))
-
-
+    say(
+        t(f"{outcome.seconds:.0f} s, log: {outcome.log}", f"用时 {outcome.seconds:.0f} 秒,日志:{outcome.log}")
+    )

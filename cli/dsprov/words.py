@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LANGUAGES = ("en", "zh")
@@ -17,7 +17,7 @@ def choose(language: str | None) -> None:
 
 
 def language() -> str:
-    """"en" or "zh"."""
+    """ "en" or "zh"."""
     if not _chosen:
         choose(None)
     return _chosen[0]
@@ -40,13 +40,27 @@ def pick(texts: Mapping[str, str]) -> str:
     return texts[language()]
 
 
-def problem_lines(problem: Mapping[str, Any]) -> str:
-    """One line a problem: where, what, and how to mend it."""
+def problem_line(problem: Mapping[str, Any]) -> str:
+    """One line for a problem: where, what, and how to mend it."""
     kind = t("warning", "警告") if problem["severity"] == "warning" else t("error", "错误")
     host = f"{problem['host']}: " if problem.get("host") else ""
-    return f"{kind}: {host}{pick(problem['message'])}{t('; ', ';')}{pick(problem['remedy'])}"
+    line = f"{kind}: {host}{pick(problem['message'])}{t('; ', ';')}{pick(problem['remedy'])}"
+    return " ".join(line.split())
+
+
+def say_problems(problems: Iterable[Mapping[str, Any]]) -> None:
+    """A line a problem; one that several hosts share is said once, with all their names."""
+    hosts: dict[tuple[str, str], list[str]] = {}
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for problem in problems:
+        key = (problem["code"], problem["message"]["en"])
+        first.setdefault(key, problem)
+        hosts.setdefault(key, []).extend([problem["host"]] if problem.get("host") else [])
+    for key, problem in first.items():
+        say(problem_line({**problem, "host": ", ".join(hosts[key])}))
 
 
 def say(text: str = "") -> None:
     """A line for people, on stderr: stdout belongs to the document."""
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # None where the caller closed it; print would turn to stdout then.
+        print(text, file=sys.stderr, flush=True)

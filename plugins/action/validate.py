@@ -15,10 +15,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.problems import P
 from ansible_collections.dsprov.appliance.plugins.module_utils.variables import PREFIX
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.outcome import refusal
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import (
-    PORT_VARIABLES,
-    request_from,
-)
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
 
 try:  # Where a value was written; an internal of ansible-core 2.19, so it may go.
     from ansible._internal._datatag._tags import Origin
@@ -54,8 +51,8 @@ class ActionModule(ActionBase):
                 ours[key] = self._templar.template(raw)
             except AnsibleError as error:
                 found.append(self._invalid(key, raw, error))
-        ports = {key: self._templar.template(variables[key]) for key in PORT_VARIABLES if key in variables}
-        _request, more = request_from({**ours, **ports}, {key: _origin(raw) for key, raw in given.items()})
+        origins = {key: origin for key, raw in given.items() if (origin := _origin(raw))}
+        _request, more = request_from(ours, origins)
         found += more
         for role in self._task.args.get("roles", []):
             found += self._role_problems(role, variables)
@@ -72,7 +69,13 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 found.append(self._invalid(key, variables[key], error))
                 continue
-            spec = {key: {k: v for k, v in options[key].items() if k not in ("description", "default", "version_added")}}
+            spec = {
+                key: {
+                    k: v
+                    for k, v in options[key].items()
+                    if k not in ("description", "default", "version_added")
+                }
+            }
             for message in ArgumentSpecValidator(_plain(spec)).validate({key: value}).error_messages:
                 found.append(self._invalid(key, variables[key], message))
         return found
@@ -88,7 +91,9 @@ class ActionModule(ActionBase):
 def _plain(spec: Any) -> Any:
     """An argument spec without what only documentation reads."""
     if isinstance(spec, Mapping):
-        return {key: _plain(value) for key, value in spec.items() if key not in ("description", "version_added")}
+        return {
+            key: _plain(value) for key, value in spec.items() if key not in ("description", "version_added")
+        }
     return spec
 
 

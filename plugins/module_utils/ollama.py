@@ -510,12 +510,15 @@ def stat_signature(path: str) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def known_digests(spec: ModelSpec, receipt: Mapping[str, Any]) -> list[str] | None:
+def known_digests(spec: ModelSpec, receipt: Mapping[str, Any], models_dir: str) -> list[str] | None:
     """The sha256 of the model's files without reading them, or None where that takes a look inside.
 
-    A source that is gone still counts by the receipt: it was removed after the model was made.
+    A source that is gone still counts by the receipt: it was removed after the model was made. A model made
+    from another one of the server has that one's manifest in place of files.
     """
-    if spec.tag or spec.digests:
+    if spec.tag:
+        return [] if spec.tag == spec.name else [manifest_state(models_dir, spec.tag)[0]]
+    if spec.digests:
         return list(spec.digests)
     noted = {str(row.get("path")): row for row in receipt.get("files") or [] if isinstance(row, dict)}
     result: list[str] = []
@@ -539,7 +542,7 @@ def satisfied(spec: ModelSpec, models_dir: str, receipts_dir: str) -> bool:
     manifest, whole = manifest_state(models_dir, spec.name)
     if spec.absent:
         return not receipt
-    digests = known_digests(spec, receipt)
+    digests = known_digests(spec, receipt, models_dir)
     return (
         whole
         and digests is not None

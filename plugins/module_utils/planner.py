@@ -16,11 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems, human_bytes
-from ansible_collections.dsprov.appliance.plugins.module_utils.sources import (
-    file_sources,
-    resolve_channel,
-    software_sources,
-)
+from ansible_collections.dsprov.appliance.plugins.module_utils.sources import file_sources, resolve_channel
 
 SCHEMA = 1
 MIB = 1024 * 1024
@@ -38,6 +34,8 @@ SYSTEM_RESERVE = 1024 * MIB
 # Docker, the engine's libraries and Open WebUI's image with its layers unpacked.
 SOFTWARE_BYTES = {"engine": 4_000_000_000, "web_ui": 5_000_000_000}
 DISK_MARGIN = 0.10
+# Parameters from which on answers from a CPU take patience.
+SLOW_ON_CPU = 3_000_000_000
 # Open WebUI's port where `open_webui_port` does not say otherwise.
 WEB_UI_PORT = 8080
 # Where everything of ours lives; the disk that holds it is the one that must have room.
@@ -186,9 +184,7 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
         ("dsprov_parallel", request.parallel, 1, 4096),
     ):
         if not low <= value <= high:
-            found.append(
-                problems.make("value-out-of-range", key=key, value=value, expected=f"{low}..{high}")
-            )
+            found.append(problems.make("value-out-of-range", key=key, value=value, expected=f"{low}..{high}"))
     if request.context_length > model["context_limit"]:
         found.append(
             problems.make(
@@ -221,13 +217,15 @@ def _plan_host(
     # The largest variant is the most precise one; `auto` takes it where it fits, else the next.
     loadable = {k: v for k, v in _candidates(request, model).items() if v["format"] in engine["formats"]}
     ordered = sorted(loadable.items(), key=lambda item: -item[1]["bytes"])
-    fitting: tuple[str, Mapping[str, Any], _Fit] | None = None
-    for variant_name, variant in ordered:
-        fitting = (variant_name, variant, _fit(host, request, model, variant))
-        if fitting[2].host_bytes <= host["memory_bytes"]:
+    disk = _data_disk(host)
+    for variant_name, variant in ordered:  # noqa: B007 - read below; _check_request promises one at least
+        fit = _fit(host, request, model, variant)
+        disk_bytes = _disk_bytes(variant, request)
+        # What an earlier run has brought needs no room again.
+        still_needed = max(0, disk_bytes - host.get("delivered_bytes", 0))
+        roomy = disk is None or still_needed <= disk["free_bytes"]
+        if roomy and fit.host_bytes <= host["memory_bytes"]:
             break
-    assert fitting is not None, "_check_request promises a loadable variant"
-    variant_name, variant, fit = fitting
 
     if fit.host_bytes > host["memory_bytes"]:
         found.append(
@@ -240,17 +238,11 @@ def _plan_host(
                 available=human_bytes(host["memory_bytes"]),
             )
         )
-    elif not fit.devices:
+    elif not fit.devices and model["parameters"] > SLOW_ON_CPU:
         found.append(problems.make("cpu-only", name, model=request.model, tier=request.tier))
     elif fit.gpu_layers < fit.total_layers:
         found.append(problems.make("part-on-cpu", name, layers=fit.gpu_layers, total=fit.total_layers))
 
-    # Weights stand twice while the engine takes them in: the verified file and the engine's own copy.
-    software = SOFTWARE_BYTES["engine"] + (SOFTWARE_BYTES["web_ui"] if request.web_ui else 0)
-    disk_bytes = int((2 * variant["bytes"] + software) * (1 + DISK_MARGIN))
-    # What an earlier run has brought needs no room again.
-    still_needed = max(0, disk_bytes - host.get("delivered_bytes", 0))
-    disk = _data_disk(host)
     if disk is not None and disk["free_bytes"] < still_needed:
         found.append(
             problems.make(
@@ -264,7 +256,7 @@ def _plan_host(
         )
     found += _check_ports(name, host, request, engine_name, catalogue, problems)
 
-    channel, channel_problem = _channel(name, host, request, problems)
+    channel, channel_problem = _channel(name, host, request, catalogue["channels"], problems)
     if channel_problem:
         found.append(channel_problem)
     sources = resolve_channel(catalogue["channels"][channel], request.mirrors or {})
@@ -281,6 +273,8 @@ def _plan_host(
     return {
         "name": name,
         "role": "single",
+        "engine": engine_name,
+        "model": request.model,
         "weights": {
             "variant": variant_name,
             "format": variant["format"],
@@ -314,11 +308,13 @@ def _plan_host(
         "command": ["ollama", "serve"],
         "channel": channel,
         "sources": sources,
-        "software": {
-            key: software_sources(row, host["os"]["arch"], sources)
-            for key, row in catalogue["software"].items()
-        },
     }, found
+
+
+def _disk_bytes(variant: Mapping[str, Any], request: Request) -> int:
+    """Room for everything, with weights twice while the engine takes them in: verified file and own copy."""
+    software = SOFTWARE_BYTES["engine"] + (SOFTWARE_BYTES["web_ui"] if request.web_ui else 0)
+    return int((2 * variant["bytes"] + software) * (1 + DISK_MARGIN))
 
 
 def _environment(request: Request) -> dict[str, str]:
@@ -359,14 +355,11 @@ def _fit(
     ]
     slots = [max(0, int(free / per_layer)) for free in usable]
     gpu_layers = min(layers, sum(slots))
-    devices: list[int] = []
-    left = gpu_layers
-    for index, slot in enumerate(slots):
-        # An even share of what is left, as llama.cpp's layer split does on equal cards.
-        share = min(slot, -(-left // (len(slots) - index)))
-        devices.append(int(share * per_layer) + CUDA_CONTEXT + compute if share else 0)
-        left -= share
-    gpu_layers -= left
+    # Each card its share by the room it has, as llama.cpp's layer split goes by free memory.
+    shares = [gpu_layers * slot // max(1, sum(slots)) for slot in slots]
+    for index in sorted(range(len(slots)), key=lambda i: shares[i] - slots[i])[: gpu_layers - sum(shares)]:
+        shares[index] += 1
+    devices = [int(share * per_layer) + CUDA_CONTEXT + compute if share else 0 for share in shares]
     on_host = (layers - gpu_layers) * per_layer
     if gpu_layers < layers:
         on_host += compute
@@ -413,9 +406,14 @@ def _check_ports(
     ports = {f"{engine_name}_host": catalogue["engines"][engine_name]["port"]}
     if request.web_ui:
         ports["open_webui_port"] = WEB_UI_PORT
-    wanted = {port: variable for variable, port in {**ports, **(request.ports or {})}.items() if variable in ports}
-    return [
-        problems.make(
+    wanted = {
+        port: variable for variable, port in {**ports, **(request.ports or {})}.items() if variable in ports
+    }
+    found: list[Problem] = []
+    for row in host.get("listeners", []):
+        if row["port"] not in wanted or row.get("owner") == "dsprov":
+            continue
+        problem = problems.make(
             "port-in-use",
             name,
             port=row["port"],
@@ -423,18 +421,18 @@ def _check_ports(
             pid=row.get("pid") or "?",
             variable=wanted[row["port"]],
         )
-        for row in host.get("listeners", [])
-        if row["port"] in wanted and row.get("owner") != "dsprov"
-    ]
+        if problem not in found:  # One process may listen on IPv4 and IPv6.
+            found.append(problem)
+    return found
 
 
 def _channel(
-    name: str, host: Mapping[str, Any], request: Request, problems: Problems
+    name: str, host: Mapping[str, Any], request: Request, known: Mapping[str, Any], problems: Problems
 ) -> tuple[str, Problem | None]:
     """The channel asked for; `auto` is the one that answered this host first."""
     if request.channel != "auto":
         return request.channel, None
-    answers = {key: ms for key, ms in host.get("channels", {}).items() if ms is not None}
+    answers = {key: ms for key, ms in host.get("channels", {}).items() if ms is not None and key in known}
     if answers:
         return min(answers, key=lambda key: (answers[key], key)), None
     tried = ", ".join(sorted(host.get("channels", {})))
@@ -446,7 +444,7 @@ def _data_disk(host: Mapping[str, Any]) -> Mapping[str, Any] | None:
     above = [
         disk
         for disk in host.get("disks", [])
-        if DATA_MOUNT == disk["mount"] or DATA_MOUNT.startswith(disk["mount"].rstrip("/") + "/")
+        if disk["mount"] == DATA_MOUNT or DATA_MOUNT.startswith(disk["mount"].rstrip("/") + "/")
     ]
     return max(above, key=lambda disk: len(disk["mount"]), default=None)
 

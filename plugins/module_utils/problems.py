@@ -42,7 +42,7 @@ class Problems:
 
     def make(self, code: str, host: str | None = None, **words: Any) -> Problem:
         """One problem as the plan and the command line show it."""
-        row = self.rows[code]
+        row = self.rows.get(code) or {**_UNWORDED, "en": f"{code}: {words}", "zh": f"{code}: {words}"}
         fill = _Words(words)
         return {
             "code": code,
@@ -63,6 +63,13 @@ class Problems:
     def recognise(self, text: str) -> str | None:
         """The code whose `match` is found in a message of Ansible's, or None."""
         return next((code for code, pattern in self._matches if pattern.search(text)), None)
+
+
+# For a code that the table lost: a problem is named, however badly, rather than hidden by a traceback.
+_UNWORDED = {
+    "remedy_en": "restore catalog/problems.yml",
+    "remedy_zh": "请恢复 catalog/problems.yml",
+}
 
 
 class _Words(dict[str, Any]):

@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, The dsprov authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""Where bytes come from: a channel with the user's mirrors over it, and the addresses of a file in it. Pure."""
+"""Where bytes come from: a channel under the user's mirrors, and the addresses of a file in it. Pure."""
 
 from __future__ import annotations
 
@@ -44,21 +44,3 @@ def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dic
             revision = source.get("revision", "main")
             rows.append({"url": f"{base}/{source['huggingface']}/resolve/{revision}/{source['file']}"})
     return rows
-
-
-def software_sources(row: Mapping[str, Any], arch: str, places: Mapping[str, Any]) -> dict[str, Any]:
-    """A piece of software for one architecture, with its addresses in a channel.
-
-    Returns:
-        `version`, and for what comes as a file `name`, `sha256` and `sources` (addresses, best first), for
-        what comes as an image `image` (name with the channel's registry) and `digest`.
-    """
-    found: dict[str, Any] = {"version": row["version"]}
-    file = row.get("files", {}).get(arch)
-    if file:
-        found.update(file, sources=[source.format(**places) for source in file["sources"]])
-    if "image" in row:
-        image = row["image"]
-        registry = places["registries"].get(image["registry"], image["registry"])
-        found.update(image=f"{registry}/{image['repository']}", digest=image["digest"])
-    return found

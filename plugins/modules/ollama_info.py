@@ -121,6 +121,11 @@ environment:
   description: The settings as Ollama will read them, OLLAMA_MODELS included.
   returned: success
   type: dict
+assignments:
+  description: The settings as systemd reads them, quoted.
+  returned: success
+  type: list
+  elements: str
 models_dir:
   description: Folder of the models.
   returned: success
@@ -205,6 +210,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils import ollama as 
 
 UNIT_FOLDER = Path("/etc/systemd/system")
 MARK = "# Kept by dsprov"
+PRIVATE_FOLDERS = ("/root", "/home/", "/run/user/")
 DEVICE_GROUPS = ("video", "render")
 PROPERTIES = "LoadState,FragmentPath,DropInPaths,ActiveState,UnitFileState,MainPID,User,NRestarts"
 
@@ -329,7 +335,7 @@ class Look:
         self.process = environment_of(self.unit.pid) if self.unit.pid else {}
         self.problems: list[str] = []
         self.account = self._account()
-        self.home = str(self.account["home"])
+        self.home = self._home()
         self.models_dir = self._models_dir()
         wanted = {**params["environment"], "OLLAMA_MODELS": self.models_dir}
         self.environment, problems = known.check_environment(wanted, self.version)
@@ -350,6 +356,12 @@ class Look:
             shell = "/usr/sbin/nologin"
             return {"name": name, "home": str(self.params["home"]), "shell": shell, "groups": groups}
         return {"name": name, "home": entry.pw_dir, "shell": entry.pw_shell, "groups": groups}
+
+    def _home(self) -> str:
+        """The account's home where it is one that a closed-in service can use (Ollama keeps its key there)."""
+        home = str(self.account["home"])
+        usable = Path(home).is_dir() and not home.startswith(PRIVATE_FOLDERS)
+        return home if usable else str(self.params["home"])
 
     def _models_dir(self) -> str:
         """The folder asked for, the one in use, or a new one. Nothing of the user's is hidden by a change."""
@@ -373,7 +385,7 @@ class Look:
         before = settings.get("OLLAMA_MODELS") or (f"{home}/.ollama/models" if home else "")
         if not before or not Path(before, "manifests").is_dir():
             return ours
-        if before.startswith(("/root/", "/home/", "/run/user/")):
+        if before.startswith(PRIVATE_FOLDERS):
             self.problems.append(
                 f"{before}: models of the user {owner} lie in a home folder, which the service may not read; "
                 "move them and say where with ollama_models_dir, or name an empty folder there"
@@ -552,12 +564,12 @@ class Look:
             limit = next((int(v) for k, v in details.items() if k.endswith(".context_length")), 0)
             if not (limit and wanted > limit and length == limit):
                 raise Refusal(
-                    f"{spec.name} was loaded with a context of {length}, not {wanted}; restart {self.unit_name}"
+                    f"{spec.name} has a context of {length}, not {wanted}; restart {self.unit_name}"
                 )
         return {"context_length": length, "size": rows[0].get("size"), "size_vram": rows[0].get("size_vram")}
 
     def _runner(self, spec: known.ModelSpec, loaded: Mapping[str, Any]) -> dict[str, Any]:
-        """What the process that holds the model was told about attention and cache (Ollama 0.30 and later)."""
+        """What the process that holds the model was told about attention and cache (since 0.30)."""
         if not loaded:
             return {}
         manifest = known.read_json(known.manifest_path(self.models_dir, spec.name))
@@ -628,6 +640,7 @@ def main() -> None:
         module.exit_json(
             changed=False,
             environment=look.environment,
+            assignments=[known.unit_quote(f"{key}={value}") for key, value in look.environment.items()],
             models_dir=look.models_dir,
             home=look.home,
             account=look.account,

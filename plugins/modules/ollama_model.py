@@ -11,9 +11,9 @@ short_description: Make models in Ollama from local GGUF files or from a tag
 version_added: 0.1.0
 description:
   - Makes each model from its description (origin, parameters, template, system prompt, stop words) over the
-    server's API, and makes it again only when the description, the files or the model in the server changed.
-  - A note about each model under O(receipts_dir) holds the digests of its inputs, so that files of any size are
-    read once, and a source that was removed afterwards is not asked for again. The Modelfile lies beside it.
+    server's API, and makes it again only when the description, the files or the server's model changed.
+  - A note about each model under O(receipts_dir) holds the digests of its inputs, so that files of any size
+    are read once, and a source that was removed afterwards is not asked for again. The Modelfile lies beside it.
   - Models that are not named here stay as they are. A model of the same name that somebody else made is kept
     as C(NAME-before-dsprov).
 options:
@@ -161,19 +161,22 @@ class Models:
 
     def apply(self) -> None:
         """Bring every model to its description."""
-        wanting = [s for s in self.specs if not known.satisfied(s, self.models_dir, self.receipts_dir)]
-        if not wanting:
+        if all(self._satisfied(spec) for spec in self.specs):
             return
-        if self.check_mode:
-            for spec in wanting:
-                self._say(spec)
-            return
-        with disk.locked("ollama-models", 120):
-            for spec in wanting:
-                if spec.absent:
+        with contextlib.nullcontext() if self.check_mode else disk.locked("ollama-models", 120):
+            # In order, each judged when its turn comes: one may be made from the one before.
+            for spec in self.specs:
+                if self._satisfied(spec):
+                    continue
+                if self.check_mode:
+                    self._say(spec)
+                elif spec.absent:
                     self._remove(spec)
                 else:
                     self._make(spec)
+
+    def _satisfied(self, spec: known.ModelSpec) -> bool:
+        return known.satisfied(spec, self.models_dir, self.receipts_dir)
 
     def _say(self, spec: known.ModelSpec) -> None:
         """Note a change, with both Modelfiles for the diff."""
@@ -207,12 +210,14 @@ class Models:
         disk.dump_json(str(known.receipt_path(self.receipts_dir, spec.name)), begun)
         if spec.tag and not known.manifest_state(self.models_dir, spec.tag)[1]:
             self._follow(spec, "/api/pull", {"model": spec.tag})
+        if spec.tag and spec.tag != spec.name:
+            digests = [known.manifest_state(self.models_dir, spec.tag)[0]]
         staged = self._hand_over(spec, digests)
         if spec.files or spec.name != spec.tag or spec.parameters or spec.template or spec.system:
             self._follow(spec, "/api/create", self._request(spec, digests))
         rows = [
             {"path": path, "sha256": digest, "signature": known.stat_signature(path)}
-            for path, digest in zip(spec.files, digests, strict=True)
+            for path, digest in zip(spec.files, digests if spec.files else [], strict=True)
         ]
         self._note(spec, digests, {"files": rows})
         self._tidy(spec, staged)
@@ -272,7 +277,7 @@ class Models:
         # The server writes a checked copy of its own beside what it is given.
         size = sum(os.path.getsize(path) for path in spec.files)
         staged: list[Path] = []
-        for path, digest in zip(spec.files, digests, strict=True):
+        for path, digest in zip(spec.files, digests if spec.files else [], strict=True):
             blob = known.blob_path(self.models_dir, digest)
             if self.api.has_blob(digest):
                 continue

@@ -10,10 +10,10 @@ module: open_webui_check
 short_description: Prove that Open WebUI serves, is closed to strangers and knows the model
 version_added: 0.1.0
 description:
-  - Waits for C(/health), compares the version, and expects that the API refuses a caller without a token and that
-    nobody can sign up.
-  - Signs in as the administrator and looks for the model in the list. The password is read on the host from its file
-    and is neither an argument nor part of the result.
+  - Waits for C(/health), compares the version, and expects that the API refuses a caller without a token and
+    that nobody can sign up.
+  - Signs in as the administrator and looks for the model in the list. The password is read on the host from
+    its file and is neither an argument nor part of the result.
 author: The dsprov authors (@dsprov)
 options:
   url:
@@ -38,7 +38,7 @@ options:
   signin_required:
     description:
       - Whether a refused sign-in is a failure.
-      - People may change the password in the browser; from then on the file is out of date, which is worth a warning only.
+      - People may change the password in the browser; the file is then out of date, which is worth a warning.
     type: bool
     default: false
   model:
@@ -124,7 +124,8 @@ def call(
     url: str, token: str = "", body: dict[str, str] | None = None, timeout: float = 20
 ) -> tuple[int, Any]:
     """Return status and JSON of one request; status 0 if nothing answers."""
-    request = urllib.request.Request(url, data=json.dumps(body).encode() if body is not None else None)
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url, data=data)  # noqa: S310 (the address that the role serves at)
     request.add_header("Accept", "application/json")
     if body is not None:
         request.add_header("Content-Type", "application/json")
@@ -183,15 +184,16 @@ class OpenWebuiCheck:
         wanted = self.params["version"]
         if status != 200 or (wanted and self.proof.version != wanted):
             raise CheckError(
-                f"Open WebUI at {self.url} says it is version '{self.proof.version}' and {wanted or 'some version'} was wanted; "
-                "is another Open WebUI on this port?"
+                f"Open WebUI at {self.url} says it is version '{self.proof.version}', "
+                f"not {wanted or 'any that is known'}; is another Open WebUI on this port?"
             )
 
     def _closed(self) -> None:
         status, _ = call(f"{self.url}/api/models")
         if status not in (401, 403):
             raise CheckError(
-                f"Open WebUI at {self.url}/api/models answers {status} to a caller without a token; set WEBUI_AUTH to True"
+                f"Open WebUI at {self.url}/api/models answers {status} to a caller without a token; "
+                "set WEBUI_AUTH to True"
             )
         _, answer = call(f"{self.url}/api/config")
         config = answer if isinstance(answer, dict) else {}
@@ -219,8 +221,8 @@ class OpenWebuiCheck:
             self.proof.signed_in = True
             return str(token)
         message = (
-            f"Open WebUI at {self.url} answers {status} to {self.params['email']} with the password in {path}; "
-            "if it was changed in the browser, write the new one into that file"
+            f"Open WebUI at {self.url} answers {status} to {self.params['email']} with the password in "
+            f"{path}; if it was changed in the browser, write the new one into that file"
         )
         if self.params["signin_required"] or status not in (400, 401, 403, 429):
             raise CheckError(message)

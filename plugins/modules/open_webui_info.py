@@ -68,12 +68,12 @@ RETURN = r"""
 docker:
   description: >-
     C(client) and C(requests) say whether the Docker client and Python's requests are there, C(server) is the
-    engine's version or empty, C(image_present) whether the wanted image is; C(container), C(running) and C(image)
-    describe the container.
+    engine's version or empty, C(image_present) whether the wanted image is; C(container), C(running) and
+    C(image) describe the container.
   type: dict
   returned: success
 venv:
-  description: C(unit), C(active), C(version), the version that C(current) points to, and C(stamp), the digest of its packages.
+  description: C(unit), C(active), the C(version) that is current, and C(stamp), the digest of its packages.
   type: dict
   returned: success
 data:
@@ -81,7 +81,7 @@ data:
   type: dict
   returned: success
 python:
-  description: C(path) and C(version) of an interpreter that will do, or empty; C(seen) are the versions found.
+  description: C(path) and C(version) of an interpreter that will do, or empty; C(seen) are versions found.
   type: dict
   returned: success
 """
@@ -101,7 +101,7 @@ from ansible.module_utils.basic import AnsibleModule
 def run(*command: str) -> tuple[int, str]:
     """Run a command without a shell; return its exit status and output."""
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 (a list of words, no shell)
             command,
             capture_output=True,
             text=True,

@@ -102,9 +102,7 @@ def run(*command: str) -> str:
 
 
 def operating_system() -> dict[str, Any]:
-    release = dict(
-        line.split("=", 1) for line in read("/etc/os-release").splitlines() if "=" in line
-    )
+    release = dict(line.split("=", 1) for line in read("/etc/os-release").splitlines() if "=" in line)
     value = {key: text.strip().strip('"') for key, text in release.items()}
     return {
         "id": value.get("ID", "unknown"),
@@ -241,7 +239,9 @@ def _text(value: Any) -> str:
 def smi_gpus() -> list[dict[str, Any]]:
     """The same from nvidia-smi, for hosts without pynvml."""
     output = run(
-        "nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,compute_cap,driver_version",
+        "--format=csv,noheader,nounits",
     )
     rows = []
     for line in output.splitlines():
@@ -315,7 +315,9 @@ def _address(hexadecimal: str) -> str:
 def is_ours(pid: int) -> bool:
     """Whether a process runs in a unit or a container that dsprov made."""
     groups = read(f"/proc/{pid}/cgroup")
-    unit = next((part for line in groups.splitlines() for part in line.split("/") if part.endswith(".service")), "")
+    unit = next(
+        (part for line in groups.splitlines() for part in line.split("/") if part.endswith(".service")), ""
+    )
     if unit == "ollama.service":
         return os.path.exists(DROP_IN)
     if unit.startswith(OUR_UNITS):
@@ -353,7 +355,7 @@ def answer_times(endpoints: dict[str, str]) -> dict[str, float | None]:
         return round((time.monotonic() - start) * 1000, 1)
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
-        return dict(zip(endpoints, pool.map(ask, endpoints.values())))
+        return dict(zip(endpoints, pool.map(ask, endpoints.values()), strict=True))
 
 
 def probe(data_path: str, endpoints: dict[str, str], controller_time: float) -> dict[str, Any]:
@@ -365,7 +367,9 @@ def probe(data_path: str, endpoints: dict[str, str], controller_time: float) -> 
         "memory_bytes": memory_bytes(),
         "disks": disks(data_path),
         "gpus": gpus(functions),
-        "nvswitch": any(vendor == NVIDIA_VENDOR and kind[:6] == PCI_BRIDGE_CLASS for vendor, _d, kind in functions),
+        "nvswitch": any(
+            vendor == NVIDIA_VENDOR and kind[:6] == PCI_BRIDGE_CLASS for vendor, _d, kind in functions
+        ),
         "docker": {"version": docker_version()},
         "python": platform.python_version(),
         "secure_boot": secure_boot(),

@@ -147,8 +147,8 @@ def parse(text: str, path: str) -> dict[str, str]:
             raise SecretsError(f"{path}: line {number} is not NAME=value; mend or remove that line")
         if value and not PLAIN_VALUE.match(value):
             raise SecretsError(
-                f"{path}: line {number}: the value of {name} has quotes, blanks or signs that shells and systemd "
-                "read differently; use letters, digits and _ . : / @ % + = , - only"
+                f"{path}: line {number}: the value of {name} has quotes, blanks or signs that shells and "
+                "systemd read differently; use letters, digits and _ . : / @ % + = , - only"
             )
         values[name] = value
     return values

@@ -10,7 +10,7 @@ module: status
 short_description: Look at the services that an install recorded
 version_added: 0.1.0
 description:
-  - Reads C(/etc/dsprov/state.json) and looks at each service in it, by its unit or container and its HTTP answer.
+  - Reads C(/etc/dsprov/state.json) and looks at each service in it by its unit or container and its HTTP answer.
   - Reads only.
 options:
   path:
@@ -105,7 +105,9 @@ def look(service: dict[str, Any], timeout: int) -> dict[str, Any]:
         if "unit" in service:
             row["state"] = unit_state(service["unit"])
             if row["state"] != "active":
-                row["detail"] = f"{service['unit']} is {row['state']}; journalctl -u {service['unit']} says why"
+                row["detail"] = (
+                    f"{service['unit']} is {row['state']}; journalctl -u {service['unit']} says why"
+                )
                 return row
         if "container" in service:
             container = docker_get(f"/containers/{service['container']}/json", timeout)
@@ -123,7 +125,14 @@ def look(service: dict[str, Any], timeout: int) -> dict[str, Any]:
             if service["model"].removesuffix(":latest") not in names:
                 row["detail"] = f"model {service['model']} is not served; install puts it back"
                 return row
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        subprocess.SubprocessError,
+        http.client.HTTPException,
+    ) as error:
         row["detail"] = f"no healthy answer: {error}"
         return row
     row["healthy"] = True

@@ -19,6 +19,9 @@ TIERS = ROOT / "inventories" / "tiers"
 PARTS = ("models", "engines", "software", "channels", "variables", "systems")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# A document of people: more than this is a mistake, or made to hurt (aliases of aliases).
+MAX_BYTES = 16 * 1024 * 1024
+MAX_VALUES = 1_000_000
 
 
 @cache
@@ -75,7 +78,11 @@ def read_yaml(path: Path) -> Any:
         raise problems().error("file-missing", file=path) from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise problems().error(
-            "document-invalid", file=path, where="/", detail=str(error), hint="give a readable UTF-8 text file"
+            "document-invalid",
+            file=path,
+            where="/",
+            detail=str(error),
+            hint="give a readable UTF-8 text file",
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

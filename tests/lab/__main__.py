@@ -49,7 +49,9 @@ def _name(_context: click.Context, _option: click.Parameter, value: str) -> str:
     return value
 
 
-project_option = click.option("--project", default="lab", show_default=True, callback=_name, help="Name of the set of hosts.")
+project_option = click.option(
+    "--project", default="lab", show_default=True, callback=_name, help="Name of the set of hosts."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,8 +61,12 @@ def lab() -> None:
 
 @lab.command()
 @project_option
-@click.option("--host", "wanted", multiple=True, metavar="NAME=RELEASE", help="A host; debian-12 or debian-13.")
-@click.option("--inventory", "path", type=click.Path(path_type=Path, dir_okay=False), help="Where to write hosts.ini.")
+@click.option(
+    "--host", "wanted", multiple=True, metavar="NAME=RELEASE", help="A host; debian-12 or debian-13."
+)
+@click.option(
+    "--inventory", "path", type=click.Path(path_type=Path, dir_okay=False), help="Where to write hosts.ini."
+)
 @click.option("--fresh", is_flag=True, help="Make the hosts anew even where they run.")
 @click.option(
     "--artifacts",
@@ -103,7 +109,9 @@ def up(project: str, wanted: tuple[str, ...], path: Path | None, fresh: bool, ar
 
 @lab.command()
 @project_option
-@click.option("--all", "everything", is_flag=True, help="Also every other project, and the mirror's stored images.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also every other project, and the mirror's stored images."
+)
 def down(project: str, everything: bool) -> None:
     """Remove the hosts of a project, and what no other project needs any more."""
     engine.find(cache_root(), say, start=False)
@@ -133,7 +141,8 @@ def down(project: str, everything: bool) -> None:
 def status(project: str) -> None:
     """Show the engine, the mirror and the project's hosts."""
     info = engine.find(cache_root(), say, start=False)
-    click.echo(f"engine   Docker {info['ServerVersion']} on {info['OperatingSystem']}, cgroup v{info['CgroupVersion']}")
+    system, tree = info["OperatingSystem"], info["CgroupVersion"]
+    click.echo(f"engine   Docker {info['ServerVersion']} on {system}, cgroup v{tree}")
     there = engine.inspect("container", mirror.NAME)
     if there is None:
         click.echo("mirror   not there")
@@ -155,7 +164,9 @@ def shell(project: str, host: str, command: tuple[str, ...]) -> None:
     """Open a shell on a host by ssh, or run COMMAND there."""
     known = {one.name: address for one, state, address in hosts.of(project) if state == "running"}
     if host not in known:
-        raise LabError(f"no host {host} runs in project {project}: there are {', '.join(sorted(known)) or 'none'}")
+        raise LabError(
+            f"no host {host} runs in project {project}: there are {', '.join(sorted(known)) or 'none'}"
+        )
     place = inventory.folder(project)
     argv = ["ssh", "-q", "-i", str(place / "id_ed25519"), "-o", f"UserKnownHostsFile={place / 'known_hosts'}"]
     argv += ["-o", "IdentitiesOnly=yes", f"{hosts.USER}@{known[host]}", *command]

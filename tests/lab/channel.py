@@ -52,7 +52,7 @@ _FILL = {"ollama": _ollama, "open_webui": _open_webui, "model": _model}
 
 
 def base(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
-    """The variables that point dsprov at the mirror, whatever artifacts it holds; a small image is always there."""
+    """The variables that point dsprov at the mirror, whatever it holds; a small image is always there."""
     small = mirrors.busybox(cache, mirror, log)
     mirrors.push(mirror, str(small.extra["image"]), "library/busybox", small.version, log)
     return {

@@ -2,8 +2,8 @@
 
 Usage: python -m tests.lab.chat -i INVENTORY [--host HOST] [--model NAME] [--question TEXT]
 
-What a person at another desk does, by program: tunnel to the host, sign in to Open WebUI with the password that
-lies on the host, chat. The password is held in memory alone and never shown.
+What a person at another desk does, by program: tunnel to the host, sign in to Open WebUI with the password
+that lies on the host, chat. The password is held in memory alone and never shown.
 Exit codes: 0 both answered, 1 one did not, 2 wrong use.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 QUESTION = "What is the capital of France? Answer in one short sentence."
-WHERE_PASSWORD_IS = "/etc/dsprov/secrets/open-webui-admin-password"
+ON_HOST = "/etc/dsprov/secrets/open-webui-admin-password"
 EMAIL = "admin@localhost"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -51,7 +51,7 @@ def inventory_hosts(inventory: Path) -> dict[str, dict[str, Any]]:
     if not inventory.exists():
         raise UsageError(f"{inventory}: there is no such inventory; `make lab-up` makes one")
     tool = Path(sys.executable).with_name("ansible-inventory")
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 (a list of words, no shell)
         [str(tool), "-i", str(inventory), "--list"],
         capture_output=True,
         text=True,
@@ -90,7 +90,7 @@ def target(inventory: Path, wanted: str | None) -> Target:
 
 def read_password(host: Target, path: str) -> str:
     """Read the administrator's password on the host."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 (a list of words, no shell)
         [*host.ssh, "sudo", "-n", "cat", shlex.quote(path)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0 or not done.stdout.strip():
@@ -112,7 +112,7 @@ def tunnel(host: Target, *ports: int) -> Iterator[list[str]]:
     pairs = [(free_port(), port) for port in ports]
     forwards = [part for here, there in pairs for part in ("-L", f"127.0.0.1:{here}:127.0.0.1:{there}")]
     command = [*host.ssh[:-1], "-N", "-o", "ExitOnForwardFailure=yes", *forwards, host.ssh[-1]]
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603 (a list of words, no shell)
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as ssh:
         try:
@@ -140,7 +140,8 @@ def call(
     what: str, url: str, body: dict[str, Any] | None = None, token: str = "", timeout: float = 300
 ) -> Any:
     """Return the JSON answer to one request."""
-    request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode())
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data)  # noqa: S310 (our own end of the tunnel)
     request.add_header("Content-Type", "application/json")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
@@ -236,7 +237,7 @@ def main() -> int:
     parser.add_argument("--model", help="model to ask; the first that Open WebUI offers if not given")
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--email", default=EMAIL)
-    parser.add_argument("--password-file", default=WHERE_PASSWORD_IS)
+    parser.add_argument("--password-file", default=ON_HOST)
     parser.add_argument("--webui-port", type=int, default=8080)
     parser.add_argument("--engine-port", type=int, default=11434)
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -52,7 +52,9 @@ def inspect(kind: str, name: str) -> dict[str, Any] | None:
 
 def labelled(kind: str, *filters: str) -> list[str]:
     """Names of containers, networks or volumes that carry these labels."""
-    words: list[str] = {"container": ["ps", "-a"], "network": ["network", "ls"], "volume": ["volume", "ls"]}[kind]
+    words: list[str] = {"container": ["ps", "-a"], "network": ["network", "ls"], "volume": ["volume", "ls"]}[
+        kind
+    ]
     shown = {"container": "{{.Names}}", "network": "{{.Name}}", "volume": "{{.Name}}"}[kind]
     picks = [word for one in filters for word in ("--filter", f"label={one}")]
     return sorted(lines(*words, *picks, "--format", shown))
@@ -71,7 +73,9 @@ class Traits:
     privileged: bool
 
     def describe(self) -> str:
-        tree = f"cgroup v{self.cgroup}" + (" with a v2 tree beside it" if self.cgroup == 1 and self.unified else "")
+        tree = f"cgroup v{self.cgroup}" + (
+            " with a v2 tree beside it" if self.cgroup == 1 and self.unified else ""
+        )
         parts = [f"Docker {self.version} on {self.system}", f"storage {self.storage}", tree]
         parts.append(f"privileged containers {'work' if self.privileged else 'are refused'}")
         if not self.sys_resource:
@@ -106,10 +110,10 @@ def _start(cache: Path, log: Log, reason: str) -> None:
     if "permission denied" in reason.lower():
         raise LabError("the Docker engine refuses this user: add it to the group docker, or run as root")
     if os.geteuid() != 0 or not _is_debian():
-        raise LabError(
-            f"no Docker engine answers ({reason}): start one, or run this as root on Debian, where it is installed"
-        )
-    need_tools({"dockerd": "docker.io", "docker": "docker.io", "iptables": "iptables"}, log)
+        raise LabError(f"no Docker engine answers ({reason}): start one, or run this as root on Debian")
+    separate = os_release().get("VERSION_CODENAME") not in ("buster", "bullseye", "bookworm")
+    client = "docker-cli" if os_release().get("ID") == "debian" and separate else "docker.io"
+    need_tools({"dockerd": "docker.io", "docker": client, "iptables": "iptables"}, log)
     if Path("/run/systemd/system").is_dir():
         with step(log, "starting docker.service"):
             subprocess.run(["systemctl", "start", "docker.service"], check=False)
@@ -119,7 +123,12 @@ def _start(cache: Path, log: Log, reason: str) -> None:
         log(f"starting dockerd by hand, its log is {log_file}")
         with log_file.open("ab") as stream:
             subprocess.Popen(
-                ["dockerd"], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True, cwd="/"
+                ["dockerd"],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+                cwd="/",
             )
     until = time.monotonic() + 60
     answer: dict[str, Any] | str = reason
@@ -142,7 +151,9 @@ def find(cache: Path, log: Log, *, start: bool = True) -> dict[str, Any]:
     if isinstance(answer, str):
         raise LabError(f"no Docker engine answers: {answer}")
     if answer.get("OSType") != "linux":
-        raise LabError(f"the lab needs an engine that runs Linux containers, this one runs {answer.get('OSType')}")
+        raise LabError(
+            f"the lab needs an engine that runs Linux containers, this one runs {answer.get('OSType')}"
+        )
     return answer
 
 
@@ -174,15 +185,15 @@ def traits(info: Mapping[str, Any], image: str) -> Traits:
 def run_options(found: Traits, suite_needs_v2: bool) -> list[str]:
     """Options for a container whose PID 1 is systemd and that runs Docker itself.
 
-    Never --privileged, even where it works: the host's devices and its other kernel settings stay out of reach,
-    and every engine gets the same hosts.
+    Never --privileged, even where it works: the machine's devices stay out of reach, and every engine
+    gets the same hosts.
     """
     tree = "/sys/fs/cgroup"
     if suite_needs_v2 and found.cgroup == 1:
         if not found.unified:
             raise LabError(
-                "this release's systemd needs cgroup v2 and the engine's machine has v1 alone: mount a cgroup2 tree "
-                "at /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1"
+                "this release's systemd needs cgroup v2, the engine's machine has v1 alone: mount a cgroup2 "
+                "tree at /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1"
             )
         tree = "/sys/fs/cgroup/unified"
     dropped = [] if found.sys_resource else ["--cap-drop", "SYS_RESOURCE"]
@@ -196,7 +207,7 @@ def run_options(found: Traits, suite_needs_v2: bool) -> list[str]:
     ]
 
 
-# --- network ---------------------------------------------------------------------------------------------------
+# --- network ------------------------------------------------------------------------------------------
 
 NETWORK = "dsprov-lab"
 

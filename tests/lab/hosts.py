@@ -22,8 +22,8 @@ RELEASES = {"debian-12": False, "debian-13": True}  # whether its systemd refuse
 DEFAULT = {"deb12": "debian-12", "deb13": "debian-13"}
 AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
-# What a site's installer would leave on a machine: a user, its key, the site's CA, its apt proxy. The unit gives
-# Docker 26 the writable /proc/sys that a machine has and an unprivileged container has not.
+# What a site's installer would leave on a machine: a user, its key, the site's CA, its apt proxy. The unit
+# gives Docker 26 the writable /proc/sys that a machine has and an unprivileged container has not.
 _SETUP = r"""
 set -eu
 umask 022
@@ -100,7 +100,9 @@ def parse(words: tuple[str, ...] | list[str]) -> dict[str, str]:
     for word in words:
         name, _, release = word.partition("=")
         if not name.replace("-", "").isalnum() or name in table:
-            raise LabError(f"--host {word}: wants a NAME=RELEASE with a name of its own, of letters, digits and dashes")
+            raise LabError(
+                f"--host {word}: wants a NAME=RELEASE with a name of its own, of letters, digits and dashes"
+            )
         if release not in RELEASES:
             raise LabError(f"--host {word}: the release is one of {', '.join(RELEASES)}")
         table[name] = release
@@ -130,7 +132,9 @@ def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> boo
     if there is not None:
         labels = there["Config"]["Labels"] or {}
         if labels.get(LABEL) != host.project:
-            raise LabError(f"a container {host.container} is there that the lab did not make: rename or remove it")
+            raise LabError(
+                f"a container {host.container} is there that the lab did not make: rename or remove it"
+            )
         if not fresh and labels.get(SPEC) == spec:
             if not there["State"]["Running"]:
                 docker("start", host.container)
@@ -172,7 +176,9 @@ def _wait_booted(host: Host, seconds: float = 60) -> str:
             words = " / ".join((said.stdout + said.stderr).split("\n"))
             raise LabError(f"{host.name}: the container ended while it booted: {words}")
         time.sleep(0.3)
-    jobs = docker("exec", host.container, "systemctl", "list-jobs", "--no-legend", check=False).stdout.split("\n")
+    jobs = docker("exec", host.container, "systemctl", "list-jobs", "--no-legend", check=False).stdout.split(
+        "\n"
+    )
     raise LabError(f"{host.name}: systemd says {state} after {seconds:.0f} s; jobs: {' / '.join(jobs)}")
 
 
@@ -188,8 +194,8 @@ def _wait_ssh(host: Host, address: str, seconds: float = 30) -> tuple[str, ...]:
             time.sleep(0.2)
     else:
         raise LabError(
-            f"{host.name}: no ssh at {address}:22 after {seconds:.0f} s; container addresses must be reachable from "
-            "here, so run the lab on the engine's own Linux, and see that no firewall stands between"
+            f"{host.name}: no ssh at {address}:22 after {seconds:.0f} s; container addresses must be "
+            "reachable from here, so run the lab on the engine's own Linux, with no firewall in between"
         )
     keys = docker("exec", host.container, "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub").stdout.splitlines()
     return tuple(" ".join(key.split()[:2]) for key in keys)

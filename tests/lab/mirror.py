@@ -1,4 +1,4 @@
-"""The lab's stand-in for a site's mirrors: files and a Python index over HTTP, an image registry, an apt cache."""
+"""The lab's stand-in for a site's mirrors: files, a Python index, an image registry, an apt cache."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from ipaddress import IPv4Network
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,7 +21,10 @@ from .artifacts.common import Artifact, Log, key_of, step
 from .engine import NETWORK, ROLE, SPEC, LabError, docker
 
 NAME = "dsprov-lab-mirror"
-VOLUMES = {"dsprov-lab-mirror-registry": "/var/lib/lab-registry", "dsprov-lab-mirror-apt": "/var/cache/lab-apt"}
+VOLUMES = {
+    "dsprov-lab-mirror-registry": "/var/lib/lab-registry",
+    "dsprov-lab-mirror-apt": "/var/cache/lab-apt",
+}
 BUSYBOX = "1.35.0"
 
 _NGINX = """
@@ -158,11 +162,10 @@ def _wait(mirror: Mirror) -> None:
     until = time.monotonic() + 30
     wanted = {f"{mirror.files}/", f"http://{mirror.registry}/v2/", f"{mirror.apt_proxy}/acng-report.html"}
     last: Exception | None = None
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while wanted and time.monotonic() < until:
         for url in sorted(wanted):
             try:
-                opener.open(url, timeout=5).close()
+                _direct(url, timeout=5).close()
                 wanted.discard(url)
             except urllib.error.HTTPError as error:  # an answer all the same: the service is up
                 error.close()
@@ -175,27 +178,52 @@ def _wait(mirror: Mirror) -> None:
         said = docker("logs", "--tail", "3", NAME, check=False)
         raise LabError(
             f"the mirror does not answer at {', '.join(sorted(wanted))} ({last}); its last words: "
-            f"{' / '.join((said.stdout + said.stderr).split(chr(10)))}; from a Docker engine in a virtual machine "
-            "container addresses are not reachable, run the lab on the engine's own Linux"
+            f"{' / '.join((said.stdout + said.stderr).split(chr(10)))}; from a Docker engine in a virtual "
+            "machine container addresses are not reachable, run the lab on the engine's own Linux"
         )
 
 
-# --- what the mirror holds -------------------------------------------------------------------------------------
+# --- what the mirror holds ----------------------------------------------------------------------------
+
+
+KINDS = ", ".join(
+    f"application/vnd.{kind}+json"
+    for kind in (
+        "docker.distribution.manifest.v2",
+        "oci.image.manifest.v1",
+        "docker.distribution.manifest.list.v2",
+        "oci.image.index.v1",
+    )
+)
+
+
+def _direct(url: str, headers: dict[str, str] | None = None, timeout: float = 10) -> HTTPResponse:
+    """Open an address of the lab: never by way of this machine's proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    answer: HTTPResponse = opener.open(urllib.request.Request(url, headers=headers or {}), timeout=timeout)
+    return answer
+
+
+def _manifest(mirror: Mirror, path: str, tag: str) -> tuple[str, str]:
+    """The digest of an image in the registry and the digest of its configuration; empty where it is not."""
+    try:
+        with _direct(
+            f"http://{mirror.registry_here}/v2/{path}/manifests/{tag}", headers={"Accept": KINDS}
+        ) as answer:
+            config = json.load(answer).get("config") or {}
+            return str(answer.headers["Docker-Content-Digest"]), str(config.get("digest", ""))
+    except OSError:
+        return "", ""
 
 
 def push(mirror: Mirror, image: str, path: str, tag: str, log: Log) -> str:
-    """Put a local image into the registry as PATH:TAG; its digest there. An image that is there is not sent again."""
+    """Put a local image into the registry as PATH:TAG; its digest. One that is there is not sent again."""
     image_id = common.image_id(image)
     if image_id is None:
         raise LabError(f"there is no local image {image}")
-    manifest = f"http://{mirror.registry_here}/v2/{path}/manifests/{tag}"
-    kinds = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(manifest, headers={"Accept": kinds}), timeout=10) as answer:
-            if json.load(answer)["config"]["digest"] == image_id:
-                return str(answer.headers["Docker-Content-Digest"])
-    except OSError:
-        pass
+    digest, config = _manifest(mirror, path, tag)
+    if image_id in (digest, config):  # the id is the one or the other, by the engine's image store
+        return digest
     name = f"{mirror.registry_here}/{path}:{tag}"
     with step(log, f"putting {path}:{tag} into the registry"):
         docker("tag", image, name)
@@ -203,8 +231,12 @@ def push(mirror: Mirror, image: str, path: str, tag: str, log: Log) -> str:
             docker("push", "-q", name)
         finally:
             docker("rmi", "--no-prune", name, check=False)
-    with urllib.request.urlopen(urllib.request.Request(manifest, headers={"Accept": kinds}), timeout=10) as answer:
-        return str(answer.headers["Docker-Content-Digest"])
+    digest, _ = _manifest(mirror, path, tag)
+    if not digest:
+        raise LabError(
+            f"{path}:{tag} was pushed and the registry does not know it: read `docker logs {NAME}`"
+        )
+    return digest
 
 
 def busybox(cache: Path, mirror: Mirror, log: Log) -> Artifact:
@@ -230,8 +262,10 @@ tar -C root -c . >&3
         archive = out / "busybox.tar"
         with archive.open("wb") as stream:
             done = subprocess.run(
-                ["docker", "run", "--rm", "--network", NETWORK, "--label", f"{ROLE}=build", "-e"]
-                + [f"http_proxy={mirror.apt_proxy}", host, "sh", "-c", script],
+                [
+                    *("docker", "run", "--rm", "--network", NETWORK, "--label", f"{ROLE}=build"),
+                    *("-e", f"http_proxy={mirror.apt_proxy}", host, "sh", "-c", script),
+                ],
                 stdout=stream,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -249,7 +283,7 @@ tar -C root -c . >&3
 
 
 def serve(cache: Path, artifact: Artifact, path: str) -> str:
-    """Put an artifact's file into the folder that the mirror serves, as PATH; a link where the disk is the same."""
+    """Put an artifact's file into the folder that the mirror serves, as PATH; a link on the same disk."""
     dest = cache / "www" / path
     dest.parent.mkdir(parents=True, exist_ok=True)
     if dest.exists() and dest.stat().st_size == artifact.bytes and _same(dest, artifact):
@@ -281,6 +315,3 @@ def simple_page(cache: Path, project: str, filename: str, url: str, sha256: str)
         part = page.with_name("index.part")
         part.write_text(text, encoding="utf-8")
         part.replace(page)
-
-
-Builder = Callable[[Path, Log], Artifact]

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import plan as make_plan
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue as data
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
-
 from dsprov import options
 from dsprov.commands.probe import write_text
 from dsprov.invocation import check_override
-from dsprov.words import problem_lines, say, t
+from dsprov.words import say_problems, t
 
 
 def plan_from_facts(path: Path, tier: str, overrides: Sequence[str]) -> tuple[dict[str, Any], int]:
@@ -40,13 +40,14 @@ def plan_from_facts(path: Path, tier: str, overrides: Sequence[str]) -> tuple[di
         code = max(table.exit_code(problem["code"]) for problem in found)
         return {"schema": 1, "tier": tier, "ok": False, "hosts": [], "problems": found}, code
     plan = make_plan(facts, request, data.catalogue())
-    return plan, 0 if plan["ok"] else exit_code(plan)
+    return plan, exit_code(plan)
 
 
 def exit_code(plan: dict[str, Any]) -> int:
-    """2 where what people wrote is wrong, 3 where the hosts do not suffice."""
-    codes = {p["code"] for p in plan["problems"] if p["severity"] == "error"}
-    return 2 if codes <= {"model-unknown", "variant-unknown", "value-out-of-range"} else 3
+    """2 where somebody can mend it on the spot, 3 where the hosts do not suffice: as a live run ends."""
+    table = data.problems()
+    codes = {table.exit_code(p["code"]) for p in plan["problems"] if p["severity"] == "error"}
+    return next((code for code in (2, 3) if code in codes), 0)
 
 
 @click.command(help="Say what would run where, and why not. Changes nothing.")
@@ -54,16 +55,22 @@ def exit_code(plan: dict[str, Any]) -> int:
     "-i", "--inventory", "inventories", multiple=True, type=click.Path(path_type=Path), metavar="HOSTS",
     help="Hosts to read first.",
 )  # fmt: skip
-@click.option("--facts", type=click.Path(path_type=Path), metavar="FILE", help="Facts written by probe or by hand.")
+@click.option(
+    "--facts", type=click.Path(path_type=Path), metavar="FILE", help="Facts written by probe or by hand."
+)
 @options.tier
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there (JSON).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there (JSON)."
+)
 @options.run_options
 def command(
     inventories: tuple[Path, ...], facts: Path | None, tier: str, output: Path | None, **choices: Any
 ) -> int:
     """From live hosts with -i, from a file with --facts."""
     if bool(inventories) == bool(facts):
-        raise click.UsageError(t("give either -i HOSTS or --facts FILE", "请给出 -i HOSTS 或 --facts FILE 之一"))
+        raise click.UsageError(
+            t("give either -i HOSTS or --facts FILE", "请给出 -i HOSTS 或 --facts FILE 之一")
+        )
     if facts is not None:
         overrides = list(choices["overrides"])
         if choices["channel"]:
@@ -97,8 +104,7 @@ def _hand_over(plan: dict[str, Any], as_json: bool, output: Path | None) -> None
         click.echo(json.dumps(plan, ensure_ascii=False))
     else:
         show_plan(plan)
-        for problem in plan["problems"]:
-            say(problem_lines(problem))
+        say_problems(plan["problems"])
 
 
 def show_plan(plan: dict[str, Any]) -> None:

@@ -23,7 +23,9 @@ def facts_document(outcome: Outcome) -> dict[str, Any]:
 
 @click.command(help="Read the hosts' hardware and system; change nothing. Prints or writes a facts document.")
 @options.inventory
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the facts there (YAML).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the facts there (YAML)."
+)
 @options.run_options
 def command(inventories: tuple[Path, ...], output: Path | None, **choices: Any) -> int:
     """Facts as JSON with --json, as YAML otherwise."""
@@ -39,6 +41,8 @@ def command(inventories: tuple[Path, ...], output: Path | None, **choices: Any) 
 
     def document(outcome: Outcome) -> dict[str, Any]:
         facts = facts_document(outcome)
+        if not facts["hosts"]:
+            return outcome.document("probe")  # Nothing was read: the document says why.
         if output is not None:
             import json
 
@@ -54,6 +58,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         click.ClickException: the folder is missing or not ours to write.
     """
+    if not path.name or path.is_dir():
+        raise click.ClickException(t(f"{path}: is a folder, give a file", f"{path}:是文件夹,请给出文件"))
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_text(text, encoding="utf-8")

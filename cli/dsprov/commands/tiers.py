@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import click
+
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
     tier_names,
     tier_path,
     tier_variables,
 )
-
 from dsprov import options
 from dsprov.words import pick
 

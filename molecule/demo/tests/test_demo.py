@@ -22,7 +22,8 @@ import json, sys, urllib.request
 request = json.load(sys.stdin)
 body = json.dumps(request["body"]).encode() if request.get("body") else None
 headers = {"Content-Type": "application/json"}
-with urllib.request.urlopen(urllib.request.Request(request["url"], data=body, headers=headers), timeout=120) as answer:
+question = urllib.request.Request(request["url"], data=body, headers=headers)
+with urllib.request.urlopen(question, timeout=120) as answer:
     print(answer.read().decode())
 """
 

