@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes docs/reference from what it describes: argument specs, the command line, the catalogue, the modules.
+"""Writes docs/reference from what it describes: argument specs, command line, catalogue, modules.
 
-`python tools/reference.py` writes the pages, `--check` says which are stale and ends with 1. The pages depend on
-the repository alone, not on the reader's locale, terminal or machine.
+`python tools/reference.py` writes the pages, `--check` says which are stale and ends with 1. The pages depend
+on the repository alone, not on the reader's locale, terminal or machine.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def code(value: Any) -> str:
 def prose(text: Any) -> str:
     """A description, one string or a list of them, with Ansible's markup as Markdown's."""
     joined = " ".join(text) if isinstance(text, list) else str(text or "")
-    return re.sub(r"\b[BCEIOPV]\(([^()]*)\)", r"`\1`", " ".join(joined.split()))
+    return re.sub(r"\b(?:[BCEIOPV]|RV)\(([^()]*)\)", r"`\1`", " ".join(joined.split()))
 
 
 def load(path: Path) -> Any:
@@ -108,8 +108,8 @@ def roles() -> str:
     """Every role: its entry points and inputs, from meta/argument_specs.yml."""
 
     def body() -> Iterator[str]:
-        yield "Inputs are set in the inventory, in group_vars or with `-e`. A default that holds `{{ ... }}` follows the plan or the"
-        yield "channel; with nothing planned it stands for the value after `default(...)`."
+        yield "Inputs are set in the inventory, in group_vars or with `-e`. A default with `{{ ... }}`"
+        yield "follows the plan or the channel; without these it is the value after `default(...)`."
         yield ""
         for path in sorted(ROOT.glob("roles/*/meta/argument_specs.yml")):
             role = path.parent.parent.name
@@ -149,6 +149,7 @@ def inputs(options: Mapping[str, Any], main: Mapping[str, Any]) -> str:
 def command_line() -> str:
     """Every command: its usage and options, from click."""
     import click
+
     from dsprov import words
 
     words.choose("en")
@@ -189,8 +190,8 @@ def command_line() -> str:
             ("verb", "what it does", "作用"),
             ([f"[`{verb}`](#dsprov-{verb})", en, zh] for verb, (en, zh) in VERBS.items()),
         )
-        yield "With `--json` a verb prints exactly one JSON document on stdout; words for people go to stderr. What stands after"
-        yield "`--` is handed to ansible-playbook as it is."
+        yield "With `--json` a verb prints exactly one JSON document on stdout; words for people go to"
+        yield "stderr. What stands after `--` is handed to ansible-playbook as it is."
         yield ""
         yield "## Exit codes"
         yield ""
@@ -204,8 +205,8 @@ def variables() -> str:
     """Collection-wide variables, from the catalogue."""
 
     def body() -> Iterator[str]:
-        yield "A tier sets some of them; the inventory, group_vars and `-e` win over the tier. A name that is not in this table is"
-        yield "refused, with the nearest one that is."
+        yield "A tier sets some of them; the inventory, group_vars and `-e` win over the tier. A name that is"
+        yield "not in this table is refused, with the nearest one that is."
         yield ""
         rows = load(ROOT / "catalog" / "variables.yml")["variables"]
         yield from table(
@@ -261,8 +262,9 @@ def tiers() -> str:
     """Every tier: what it is for and what it sets."""
 
     def body() -> Iterator[str]:
-        yield "A tier is an inventory file that is read before your own: `dsprov install --tier T -i hosts.ini` equals"
-        yield "`ansible-playbook dsprov.appliance.install -i inventories/tiers/T.yml -i hosts.ini`. So whatever yours says wins."
+        yield "A tier is an inventory file that is read before your own, so whatever yours says wins."
+        yield "`dsprov install --tier T -i hosts.ini` equals"
+        yield "`ansible-playbook dsprov.appliance.install -i inventories/tiers/T.yml -i hosts.ini`."
         yield ""
         for path in sorted(ROOT.glob("inventories/tiers/*.yml")):
             given = load(path)["all"]["vars"]
@@ -272,7 +274,9 @@ def tiers() -> str:
             yield f"{title['en']}. {title['zh']}。"
             yield ""
             settings = {k: v for k, v in given.items() if k not in ("dsprov_tier", "dsprov_tier_title")}
-            yield from table(("variable", "value"), ([f"`{key}`", code(value)] for key, value in settings.items()))
+            yield from table(
+                ("variable", "value"), ([f"`{key}`", code(value)] for key, value in settings.items())
+            )
 
     return page("Tiers", "inventories/tiers", body())
 
@@ -311,7 +315,9 @@ def modules() -> str:
         yield ""
         yield "They run on the controller, and only plays of this collection use them."
         yield ""
-        yield from table(("name", "what it does", "interface"), map(action_row, sorted(ROOT.glob("plugins/action/*.py"))))
+        yield from table(
+            ("name", "what it does", "interface"), map(action_row, sorted(ROOT.glob("plugins/action/*.py")))
+        )
 
     return page("Modules", "plugins", body())
 
@@ -320,7 +326,11 @@ def constants(path: Path) -> dict[str, str]:
     """Texts that a module assigns at its top level, read without importing it."""
     found = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             found.update({name.id: node.value.value for name in node.targets if isinstance(name, ast.Name)})
     return found
 
@@ -369,7 +379,9 @@ def render() -> dict[str, str]:
 def main() -> int:
     """Writes or compares the pages; the exit code."""
     parser = argparse.ArgumentParser(description="Write docs/reference.")
-    parser.add_argument("--check", action="store_true", help="write nothing, end with 1 where a page is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, end with 1 where a page is stale"
+    )
     check = parser.parse_args().check
     pages = render()
     there = {path.name for path in TARGET.glob("*")}

@@ -131,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
             hint = t(f"see `{context.command_path} --help`", f"参见 `{context.command_path} --help`")
         words.say(f"{t('error', '错误')}: {message}{t('; ', ';')}{hint}")
         if as_json:
-            _print_failure([{"code": "usage", "message": {"en": message, "zh": message}}], 2)
+            _print_failure([_usage_problem(message, hint)], 2)
         return 2
     except OSError as error:
         return _cannot(error, as_json)
@@ -146,12 +146,23 @@ def run(arguments: Sequence[str]) -> int:
         return code
 
 
+def _usage_problem(message: str, hint: str) -> dict[str, Any]:
+    """Wrong use in the shape of every other problem; click's own words come in one language."""
+    return {
+        "code": "usage",
+        "severity": "error",
+        "host": None,
+        "message": {"en": message, "zh": message},
+        "remedy": {"en": hint, "zh": hint},
+    }
+
+
 def _fail(code: str, as_json: bool, **details: Any) -> int:
     """Says a problem of the table, and gives its exit code."""
     from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
 
     problem = problems().make(code, **details)
-    words.say(words.problem_lines(problem))
+    words.say(words.problem_line(problem))
     if as_json:
         _print_failure([problem], problems().exit_code(code))
     return problems().exit_code(code)
@@ -163,7 +174,9 @@ def _cannot(error: OSError, as_json: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     try:
-        return _fail("system-error", as_json, file=error.filename or "stdout", detail=error.strerror or str(error))
+        return _fail(
+            "system-error", as_json, file=error.filename or "stdout", detail=error.strerror or str(error)
+        )
     except OSError:  # The stream itself is what fails: a full disk behind stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -85,7 +85,8 @@ def compose(
     pairs = [check_override(text) for text in overrides]
     if channel:
         pairs.append(f"dsprov_channel={channel}")
-    environment = {}
+    # An inventory that cannot be read is an error, even where the tier's can.
+    environment = {"ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True"}
     if "ANSIBLE_CONFIG" not in os.environ:
         environment["ANSIBLE_CONFIG"] = str(COLLECTION / "ansible.cfg")
     return Invocation(

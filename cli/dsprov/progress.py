@@ -22,7 +22,7 @@ HEARTBEAT_SECONDS = 20
 
 
 class Progress:
-    """Prints as events come. On a terminal the last line shows what runs now; elsewhere long tasks are named."""
+    """Prints as events come. A terminal's last line shows what runs now; elsewhere long tasks are named."""
 
     def __init__(self, verbose: bool) -> None:
         self.verbose = verbose

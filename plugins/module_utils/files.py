@@ -25,7 +25,7 @@ DATA_ROOT = "/var/lib/dsprov"
 CHUNK = 1 << 20
 
 
-class FileProblem(Exception):
+class FileError(Exception):
     """A file could not be brought into the wanted state; the text is one line for people."""
 
 
@@ -44,7 +44,7 @@ def fsync_directory(path: str) -> None:
 
 
 def make_parents(path: str, mode: int = 0o755) -> list[str]:
-    """Create the missing parents of `path` with `mode` whatever the umask says; return those made, outermost first."""
+    """Create the missing parents of `path` with `mode`, whatever the umask; return them, outermost first."""
     missing: list[str] = []
     parent = os.path.dirname(os.path.abspath(path))
     while not os.path.isdir(parent):
@@ -131,7 +131,7 @@ def receipt_path(path: str) -> str:
 
 
 def read_receipt(path: str) -> dict[str, Any] | None:
-    """Return the receipt of `path` while it still describes the file, else None. Reads no byte of the file."""
+    """Return the receipt of `path` while it describes the file, else None. Reads no byte of the file."""
     receipt = load_json(receipt_path(path))
     try:
         found = os.stat(path)
@@ -174,11 +174,13 @@ def back_up(path: str) -> str:
             with open(path, "rb") as handle:
                 atomic_write(copy, handle.read(), 0o600)
             return copy
-    raise FileProblem(f"{base}.{stamp}: a thousand backups within one second; look at what keeps rewriting {path}")
+    raise FileError(
+        f"{base}.{stamp}: a thousand backups within one second; look at what keeps rewriting {path}"
+    )
 
 
 def need_space(path: str, wanted: int, what: str) -> None:
-    """Raise FileProblem unless the file system that will hold `path` has `wanted` bytes and a tenth to spare."""
+    """Raise FileError unless the file system of `path` has `wanted` bytes and a tenth to spare."""
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -186,18 +188,19 @@ def need_space(path: str, wanted: int, what: str) -> None:
     free = found.f_bavail * found.f_frsize
     needed = wanted + wanted // 10
     if free < needed:
-        raise FileProblem(
-            f"{folder}: {what} needs {needed} bytes (10 % to spare), {free} are free; free some or choose another folder"
+        raise FileError(
+            f"{folder}: {what} needs {needed} bytes (10 % to spare), {free} are free; "
+            "free some or choose another folder"
         )
     if wanted and found.f_files and not found.f_favail:
-        raise FileProblem(f"{folder}: no inode is left for {what}; delete files there or choose another folder")
+        raise FileError(f"{folder}: no inode is left for {what}; delete files there or choose another folder")
 
 
 @contextlib.contextmanager
 def locked(name: str, timeout: float) -> Iterator[None]:
-    """Hold the lock `name` on this host; wait up to `timeout` seconds, then say who has it. Leaves no file behind.
+    """Hold the lock `name` on this host; wait up to `timeout` seconds, then say who has it.
 
-    The lock is the kernel's (flock), so one whose owner died is free at once.
+    Leaves no file behind. The lock is the kernel's (flock), so one whose owner died is free at once.
     """
     path = data_path("receipts", name + ".lock")
     make_parents(path)
@@ -211,7 +214,7 @@ def locked(name: str, timeout: float) -> Iterator[None]:
             owner = handle.read().strip() or "unknown"
             handle.close()
             if time.monotonic() >= deadline:
-                raise FileProblem(
+                raise FileError(
                     f"{path}: process {owner} on this host has worked on it for more than {timeout:.0f} s; "
                     "let it finish or end it, then run the same command again"
                 ) from None
@@ -236,7 +239,7 @@ def locked(name: str, timeout: float) -> Iterator[None]:
 
 
 def list_tree(root: str, skip: str) -> dict[str, list[int | str]]:
-    """Describe a folder by stat alone: relative path -> [size, mtime in ns], or [link target]. `skip` names a file to leave out."""
+    """Describe a folder by stat, without `skip`: relative path -> [size, mtime in ns] or [link target]."""
     found: dict[str, list[int | str]] = {}
     for folder, folders, names in os.walk(root):
         for name in names + [entry for entry in folders if os.path.islink(os.path.join(folder, entry))]:

@@ -129,7 +129,7 @@ def digest(document: Mapping[str, Any]) -> str:
 def _choose_engine(request: Request, catalogue: Mapping[str, Any]) -> str:
     if request.engine != "auto":
         return request.engine
-    return next(name for name, row in catalogue["engines"].items() if row["provisioned"])
+    return str(next(name for name, row in catalogue["engines"].items() if row["provisioned"]))
 
 
 def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Problems) -> list[Problem]:
@@ -238,8 +238,9 @@ def _plan_host(
                 available=human_bytes(host["memory_bytes"]),
             )
         )
-    elif not fit.devices and model["parameters"] > SLOW_ON_CPU:
-        found.append(problems.make("cpu-only", name, model=request.model, tier=request.tier))
+    elif not fit.devices:
+        if model["parameters"] > SLOW_ON_CPU:
+            found.append(problems.make("cpu-only", name, model=request.model, tier=request.tier))
     elif fit.gpu_layers < fit.total_layers:
         found.append(problems.make("part-on-cpu", name, layers=fit.gpu_layers, total=fit.total_layers))
 

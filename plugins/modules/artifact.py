@@ -10,11 +10,11 @@ module: artifact
 short_description: Bring one file, known by its sha256, from the first source that works
 version_added: 0.1.0
 description:
-  - Downloads a file to the host, tries each source in turn, goes on where an earlier run was cut off, and puts the
-    file in place only when its sha256 is the wanted one.
+  - Downloads a file to the host, tries each source in turn, goes on where an earlier run was cut off, and
+    puts the file in place only when its sha256 is the wanted one.
   - Takes one member out of a wheel or zip file, or unpacks a tar archive into a folder, when asked to.
-  - Leaves a receipt (size, mtime, inode, sha256) under V(/var/lib/dsprov/receipts), so that a second look at a file
-    of any size reads none of its bytes.
+  - Leaves a receipt (size, mtime, inode, sha256) under V(/var/lib/dsprov/receipts), so that a second look
+    at a file of any size reads none of its bytes.
 options:
   name:
     description: What the file is called in messages.
@@ -29,8 +29,8 @@ options:
     type: int
   sources:
     description:
-      - Where the file may come from, in order. V(http://) and V(https://) addresses, V(file:///path) on the host, or
-        V(pypi:PROJECT/FILENAME), which is looked up in O(pypi_index).
+      - Where the file may come from, in order. V(http://) and V(https://) addresses, V(file:///path)
+        on the host, or V(pypi:PROJECT/FILENAME), which is looked up in O(pypi_index).
     type: list
     elements: str
     required: true
@@ -40,8 +40,8 @@ options:
     default: https://pypi.org/simple
   dest:
     description:
-      - Path of the file on the host; with O(member), of the member. Needed unless O(unpack) is given, where it only
-        says where the archive lies until it is unpacked.
+      - Path of the file on the host; with O(member), of the member. Needed unless O(unpack) is given,
+        where it only says where the archive lies until it is unpacked.
     type: path
   member:
     description: Path inside the wheel or zip file of the one member that is wanted.
@@ -62,7 +62,8 @@ options:
         type: int
         default: 0
       bytes:
-        description: How much the archive takes when unpacked, where known; the free space is checked against it.
+        description: How much the archive takes when unpacked, where known; the free space is checked
+          against it.
         type: int
   timeout:
     description: Seconds without a byte after which a connection counts as dead.
@@ -165,7 +166,9 @@ def asker_is_there() -> bool:
     watch = select.poll()
     try:
         watch.register(1, 0)
-        return not any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _fd, event in watch.poll(0))
+        return not any(
+            event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _fd, event in watch.poll(0)
+        )
     except OSError:
         return True
 
@@ -186,7 +189,9 @@ class Artifact:
         self.outcome = fetch.Outcome()
         for label, digest in (("sha256", self.sha256), ("member_sha256", self.member_sha256)):
             if (digest or label == "sha256") and not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise files.FileProblem(f"{self.name}: {label} {digest!r} is not 64 hex digits; correct the catalogue row")
+                raise files.FileError(
+                    f"{self.name}: {label} {digest!r} is not 64 hex digits; correct the catalogue row"
+                )
 
     # What is there
 
@@ -223,7 +228,11 @@ class Artifact:
 
     def _tree_is_whole(self, root: str) -> bool:
         receipt = files.load_json(os.path.join(root, TREE_RECEIPT))
-        if not self.unpack or receipt.get("sha256") != self.sha256 or receipt.get("strip") != self.unpack["strip"]:
+        if (
+            not self.unpack
+            or receipt.get("sha256") != self.sha256
+            or receipt.get("strip") != self.unpack["strip"]
+        ):
             return False
         there = files.list_tree(root, TREE_RECEIPT)
         return all(there.get(path) == entry for path, entry in receipt.get("files", {}).items())
@@ -243,7 +252,9 @@ class Artifact:
         if self.unpack:
             extra = self.unpack["bytes"] or 0
         if os.path.isdir(self.path) and not self.unpack:
-            raise files.FileProblem(f"{self.path}: a folder is in the place of the file {self.name}; move it away")
+            raise files.FileError(
+                f"{self.path}: a folder is in the place of the file {self.name}; move it away"
+            )
         whole = files.read_receipt(archive) if archive != self.path else None
         if not (whole and whole["sha256"] == self.sha256):
             self.outcome = fetch.Fetcher(
@@ -265,7 +276,7 @@ class Artifact:
             return self.sha256
         # A run that dies while it unpacks needs no second download.
         files.write_receipt(archive, self.sha256, name=self.name)
-        digest = self._unpack(archive) if self.unpack else self._take_member(archive)
+        digest = self._unpack(archive, self.unpack) if self.unpack else self._take_member(archive)
         os.unlink(archive)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(files.receipt_path(archive))
@@ -283,7 +294,7 @@ class Artifact:
                 try:
                     row = package.getinfo(self.member or "")
                 except KeyError:
-                    raise files.FileProblem(f"{self.name}: the archive has no member {self.member}") from None
+                    raise files.FileError(f"{self.name}: the archive has no member {self.member}") from None
                 files.need_space(part, row.file_size, f"{self.name}: {self.member}")
                 with package.open(row) as source, open(part, "wb") as target:
                     while block := source.read(files.CHUNK):
@@ -293,8 +304,9 @@ class Artifact:
                     os.fsync(target.fileno())
             got = digest.hexdigest()
             if self.member_sha256 and got != self.member_sha256:
-                raise files.FileProblem(
-                    f"{self.name}: sha256 of member {self.member} is {got}, wanted {self.member_sha256}; correct the catalogue row"
+                raise files.FileError(
+                    f"{self.name}: sha256 of member {self.member} is {got}, wanted {self.member_sha256}; "
+                    "correct the catalogue row"
                 )
             os.chmod(part, 0o644)
             os.replace(part, self.path)
@@ -306,33 +318,43 @@ class Artifact:
         self._write_receipt(got)
         return got
 
-    def _unpack(self, archive: str) -> str:
-        assert self.unpack is not None
+    def _unpack(self, archive: str, unpack: dict[str, Any]) -> str:
         tree = self._sibling("new")
         shutil.rmtree(tree, ignore_errors=True)
         files.make_parents(os.path.join(tree, "x"))
-        if self.unpack["bytes"]:
-            files.need_space(tree, self.unpack["bytes"], f"unpacking {self.name}")
-        command = ["tar", "--extract", f"--file={archive}", f"--directory={tree}", "--no-same-owner", "--no-same-permissions"]
-        if self.unpack["strip"]:
-            command.append(f"--strip-components={self.unpack['strip']}")
+        if unpack["bytes"]:
+            files.need_space(tree, unpack["bytes"], f"unpacking {self.name}")
+        command = [
+            "tar",
+            "--extract",
+            f"--file={archive}",
+            f"--directory={tree}",
+            "--no-same-owner",
+            "--no-same-permissions",
+        ]
+        if unpack["strip"]:
+            command.append(f"--strip-components={unpack['strip']}")
         with open(archive, "rb") as handle:
             packed_by_zstd = handle.read(4) == b"\x28\xb5\x2f\xfd"
         if packed_by_zstd:
             if not shutil.which("zstd"):
-                raise files.FileProblem(f"{self.name}: the archive is packed with zstd, which this host lacks; install the package zstd")
+                raise files.FileError(
+                    f"{self.name}: the archive is packed with zstd, which the host lacks; install zstd"
+                )
             command.append("--use-compress-program=zstd")
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+            )
             if done.returncode:
                 said = (done.stderr.strip().splitlines() or ["no word"])[0]
-                raise files.FileProblem(f"{self.name}: tar could not unpack the archive into {tree}: {said}")
-            os.chmod(tree, 0o755)
+                raise files.FileError(f"{self.name}: tar could not unpack the archive into {tree}: {said}")
+            os.chmod(tree, 0o755)  # noqa: S103 - programs of every account are run from it
             receipt = {
                 "name": self.name,
                 "sha256": self.sha256,
                 "source": self.outcome.source,
-                "strip": self.unpack["strip"],
+                "strip": unpack["strip"],
                 "files": files.list_tree(tree, TREE_RECEIPT),
             }
             files.dump_json(os.path.join(tree, TREE_RECEIPT), receipt)
@@ -399,14 +421,18 @@ def main() -> None:
         attributes = module.load_file_common_arguments(module.params, path=artifact.path)
         if os.path.exists(artifact.path):
             result["changed"] = module.set_fs_attributes_if_different(attributes, result["changed"])
-    except fetch.Abandoned:
-        module.fail_json(msg=f"{module.params['name']}: the run that asked for it has ended; what came is kept", **result)
-    except (files.FileProblem, OSError, zipfile.BadZipFile) as problem:
+    except fetch.AbandonedError:
+        module.fail_json(
+            msg=f"{module.params['name']}: the run that asked for it has ended; what came is kept", **result
+        )
+    except (files.FileError, OSError, zipfile.BadZipFile) as problem:
         if artifact:
             result.update(attempts=artifact.outcome.attempts, bytes_fetched=artifact.outcome.bytes_fetched)
         module.fail_json(msg=str(problem), **{**result, "changed": False})
     result.update(
-        source=artifact.outcome.source, attempts=artifact.outcome.attempts, bytes_fetched=artifact.outcome.bytes_fetched
+        source=artifact.outcome.source,
+        attempts=artifact.outcome.attempts,
+        bytes_fetched=artifact.outcome.bytes_fetched,
     )
     module.exit_json(**result)
 

@@ -10,12 +10,14 @@ module: docker_daemon
 short_description: Set options in Docker's daemon.json beside those that others set, and make them take effect
 version_added: 0.1.0
 description:
-  - Merges options into daemon.json. Keys that are not ours survive, list items of ours are added to those that are there.
-  - Remembers in V(/var/lib/dsprov/docker/daemon-options.json) what it set, so that an option no longer wanted is taken
-    out again, if it still has our value.
-  - Has a running daemon take the file over by SIGHUP, and waits for its word that it did; a daemon that refuses the file
-    gets the old one back.
-  - Restarts the daemon only for options that need it, and only where no container dies of it, unless told otherwise.
+  - Merges options into daemon.json. Keys that are not ours survive, list items of ours are added to those
+    that are there.
+  - Remembers in V(/var/lib/dsprov/docker/daemon-options.json) what it set, so that an option no longer
+    wanted is taken out again, if it still has our value.
+  - Has a running daemon take the file over by SIGHUP, and waits for its word that it did; a daemon that
+    refuses the file gets the old one back.
+  - Restarts the daemon only for options that need it, and only where no container dies of it, unless told
+    otherwise.
   - Without O(options) and O(defaults) it looks and changes nothing.
 options:
   options:
@@ -26,13 +28,15 @@ options:
     type: list
     elements: dict
   path:
-    description: The file. Without it, the one that the daemon was started with, else V(/etc/docker/daemon.json).
+    description: The file. Without it, the one that the daemon was started with, else
+      V(/etc/docker/daemon.json).
     type: path
   restart:
     description:
       - When options need a restart of the daemon.
-      - With V(auto), it is restarted when no container runs, when the running ones outlive it (live-restore is active),
-        or when all that run are dsprov's own. Otherwise RV(restart_required) says that it is still to be done.
+      - With V(auto), it is restarted when no container runs, when the running ones outlive it
+        (live-restore is active), or when all that run are dsprov's own. Otherwise RV(restart_required)
+        says that it is still to be done.
     type: str
     choices: [auto, always, never]
     default: auto
@@ -146,7 +150,9 @@ from ansible_collections.dsprov.appliance.plugins.module_utils import daemon_jso
 DEFAULT_FILE = "/etc/docker/daemon.json"
 SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
 PIDFILES = ("/run/docker.pid", "/var/run/docker.pid")
-SEARCH = os.pathsep.join(("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/snap/bin"))
+SEARCH = os.pathsep.join(
+    ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/snap/bin")
+)
 APT_SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/*.list", "/etc/apt/sources.list.d/*.sources")
 OWN = "dsprov"
 
@@ -273,13 +279,17 @@ class Daemon:
             swarm=(info.get("Swarm") or {}).get("LocalNodeState", "inactive") not in ("", "inactive"),
             registry_mirrors=registries.get("Mirrors") or [],
             insecure_registries=sorted(
-                name for name, row in (registries.get("IndexConfigs") or {}).items() if not row.get("Secure", True)
+                name
+                for name, row in (registries.get("IndexConfigs") or {}).items()
+                if not row.get("Secure", True)
             ),
         )
         for row in running:
             name = (row.get("Names") or ["/?"])[0].lstrip("/")
             seen["containers"].append(name)
-            if not name.startswith(OWN) and not any(label.startswith(OWN) for label in row.get("Labels") or {}):
+            if not name.startswith(OWN) and not any(
+                label.startswith(OWN) for label in row.get("Labels") or {}
+            ):
                 seen["foreign_containers"].append(name)
         return seen
 
@@ -302,9 +312,11 @@ class Daemon:
         return False
 
     def restart(self, patience: float = 90) -> str:
-        """Restart the unit and wait until the daemon answers; return what went wrong, empty when nothing did."""
+        """Restart the unit, wait until the daemon answers; return what went wrong, empty when nothing did."""
         subprocess.run(["systemctl", "reset-failed", "docker.service"], capture_output=True, check=False)
-        done = subprocess.run(["systemctl", "restart", "docker.service"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["systemctl", "restart", "docker.service"], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             return (done.stderr.strip().splitlines() or ["systemctl restart docker.service failed"])[0]
         deadline = time.monotonic() + patience
@@ -318,14 +330,18 @@ class Daemon:
         return f"the daemon does not answer {patience:.0f} s after its restart"
 
     def refuses(self, text: str, near: str) -> str:
-        """Ask dockerd whether it would start with `text`; return its complaint, empty when it has none or cannot tell."""
+        """Ask dockerd whether it would start with `text`; return its complaint, empty without one."""
         if not self.program:
             return ""
         candidate = near + ".dsprov-check"
         files.atomic_write(candidate, text.encode(), 0o600)
         try:
             done = subprocess.run(
-                [self.program, "--validate", f"--config-file={candidate}"], capture_output=True, text=True, check=False, timeout=60
+                [self.program, "--validate", f"--config-file={candidate}"],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""
@@ -378,7 +394,12 @@ class DockerDaemon:
         """Return the options that the running daemon started too early to know."""
         pending = self.memory.get("pending") or {}
         started = self.daemon.started_at()
-        if not pending.get("keys") or started is None or pending.get("boot") != _boot() or started > pending["at"]:
+        if (
+            not pending.get("keys")
+            or started is None
+            or pending.get("boot") != _boot()
+            or started > pending["at"]
+        ):
             return []
         keys: list[str] = pending["keys"]
         return keys
@@ -391,8 +412,9 @@ class DockerDaemon:
         groups = list(self.module.params["defaults"] or [])
         if seen["swarm"]:
             if options.get("live-restore"):
-                raise daemon_json.DaemonJsonProblem(
-                    f"{self.path}: live-restore does not work in a swarm, which this host is part of; take it out of docker_daemon_options"
+                raise daemon_json.DaemonJsonError(
+                    f"{self.path}: live-restore does not work in a swarm, which this host is part of; "
+                    "take it out of docker_daemon_options"
                 )
             groups = [group for group in groups if "live-restore" not in group]
         merged = daemon_json.merge(
@@ -403,7 +425,11 @@ class DockerDaemon:
             daemon_json.flags_of(self.command),
         )
         self.result.update(
-            changed_keys=merged.changed_keys, skipped_defaults=merged.skipped, backup="", reloaded=False, restarted=False
+            changed_keys=merged.changed_keys,
+            skipped_defaults=merged.skipped,
+            backup="",
+            reloaded=False,
+            restarted=False,
         )
         after = daemon_json.dump(merged.content, text or "") if merged.changed_keys else text
         if merged.changed_keys:
@@ -442,10 +468,12 @@ class DockerDaemon:
             self._report_pending()
         self.result["docker"] = seen
 
-    def _write(self, text: str | None, after: str, merged: daemon_json.Merge, restart_keys: list[str]) -> None:
+    def _write(
+        self, text: str | None, after: str, merged: daemon_json.Merge, restart_keys: list[str]
+    ) -> None:
         complaint = self.daemon.refuses(after, self.path)
         if complaint:
-            raise daemon_json.DaemonJsonProblem(
+            raise daemon_json.DaemonJsonError(
                 f"{self.path}: dockerd would not start with {', '.join(merged.changed_keys)} ({complaint}); "
                 "correct docker_daemon_options, nothing was changed"
             )
@@ -485,7 +513,7 @@ class DockerDaemon:
         if written:
             self._back_to(text)
             self.daemon.reload(2)
-        raise daemon_json.DaemonJsonProblem(
+        raise daemon_json.DaemonJsonError(
             f"{self.path}: the running daemon refused the options {', '.join(self.result['changed_keys'])}, "
             "the file is as it was; journalctl -u docker says why, correct docker_daemon_options"
         )
@@ -506,9 +534,14 @@ class DockerDaemon:
         if written:
             self._back_to(text)
             again = self.daemon.restart()
-            end = "the old file is back and Docker runs with it" if not again else f"nor with the old file, which is back ({again})"
-        raise daemon_json.DaemonJsonProblem(
-            f"{self.path}: Docker did not start with {', '.join(self.result['pending_keys'])} ({problem}); {end}"
+            end = (
+                "the old file is back and Docker runs with it"
+                if not again
+                else f"nor with the old file, which is back ({again})"
+            )
+        raise daemon_json.DaemonJsonError(
+            f"{self.path}: Docker did not start with {', '.join(self.result['pending_keys'])} ({problem}); "
+            f"{end}"
         )
 
 
@@ -519,7 +552,9 @@ def _read(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise daemon_json.DaemonJsonProblem(f"{path}: not UTF-8 at byte {error.start}; mend or move the file") from error
+        raise daemon_json.DaemonJsonError(
+            f"{path}: not UTF-8 at byte {error.start}; mend or move the file"
+        ) from error
 
 
 def _text(path: str) -> str:
@@ -577,7 +612,7 @@ def main() -> None:
         else:
             with files.locked("docker-daemon", 120):
                 work.apply()
-    except (daemon_json.DaemonJsonProblem, files.FileProblem, OSError) as problem:
+    except (daemon_json.DaemonJsonError, files.FileError, OSError) as problem:
         module.fail_json(msg=str(problem), **{**work.result, "changed": False})
     module.exit_json(**work.result)
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_files
-short_description: Bring files, folders, links and system accounts of a host into the wanted state, in one round trip
+short_description: Bring files, folders, links and system accounts of a host into the wanted state, in one
+  round trip
 version_added: 0.1.0
 description:
   - Applies a list in order, each item atomically, and shows a diff per item.
-  - A file that somebody else wrote or edited is copied to V(/var/lib/dsprov/backups) before it is replaced or removed.
-  - Lets systemd read its units again when one under V(/etc/systemd/system) changed, also when an earlier run was killed
-    between the two.
+  - A file that somebody else wrote or edited is copied to V(/var/lib/dsprov/backups) before it is replaced
+    or removed.
+  - Lets systemd read its units again when one under V(/etc/systemd/system) changed, also when an earlier
+    run was killed between the two.
 options:
   files:
     description: What is wanted, in the order in which it is made. Missing parent folders are made, V(0755).
@@ -22,18 +24,21 @@ options:
     default: []
     suboptions:
       path:
-        description: Absolute path. A file that is reached through a symbolic link is written where the link points.
+        description: Absolute path. A file that is reached through a symbolic link is written where
+          the link points.
         type: path
         required: true
       state:
         description:
           - What there is to be at O(files[].path).
-          - With V(absent), folders are removed with all they hold inside dsprov's own folders, elsewhere only when empty.
+          - With V(absent), folders are removed with all they hold inside dsprov's own folders,
+            elsewhere only when empty.
         type: str
         choices: [file, directory, link, absent]
         default: file
       content:
-        description: The whole text of the file. Never put a secret here, M(dsprov.appliance.secrets) is for them.
+        description: The whole text of the file. Never put a secret here, M(dsprov.appliance.secrets)
+          is for them.
         type: str
       target:
         description: Where the link points.
@@ -80,8 +85,8 @@ options:
     default: true
   unit:
     description:
-      - A systemd unit that reads these files when it starts. RV(restart_required) then tells whether one of them is newer
-        than the running process, whoever changed it and whenever.
+      - A systemd unit that reads these files when it starts. RV(restart_required) then tells whether
+        one of them is newer than the running process, whoever changed it and whenever.
     type: str
 attributes:
   check_mode:
@@ -170,7 +175,15 @@ class HostFiles:
         try:
             account = pwd.getpwnam(name)
         except KeyError:
-            command = ["useradd", "--system", "--no-create-home", "--home-dir", want["home"], "--shell", want["shell"]]
+            command = [
+                "useradd",
+                "--system",
+                "--no-create-home",
+                "--home-dir",
+                want["home"],
+                "--shell",
+                want["shell"],
+            ]
             command += ["--gid", name] if _group_id(name) is not None else ["--user-group"]
             if groups:
                 command += ["--groups", ",".join(groups)]
@@ -182,14 +195,16 @@ class HostFiles:
         missing = [group for group in groups if group not in member_of]
         if missing:
             after = f"{name} is a member of {', '.join(missing)}\n"
-            self._change(f"user:{name}", "", after, ["usermod", "--append", "--groups", ",".join(missing), name])
+            self._change(
+                f"user:{name}", "", after, ["usermod", "--append", "--groups", ",".join(missing), name]
+            )
 
     def _change(self, label: str, before: str, after: str, command: list[str]) -> None:
         self._note(label, before, after)
         if not self.check:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise files.FileProblem(f"{label}: {command[0]} says {done.stderr.strip() or done.returncode}")
+                raise files.FileError(f"{label}: {command[0]} says {done.stderr.strip() or done.returncode}")
 
     # Items
 
@@ -197,7 +212,7 @@ class HostFiles:
         """Bring one path into its state."""
         path = os.path.normpath(want["path"])
         if not os.path.isabs(path):
-            raise files.FileProblem(f"{path}: not an absolute path; name the file from the root on")
+            raise files.FileError(f"{path}: not an absolute path; name the file from the root on")
         changed = getattr(self, "_" + want["state"])(path, want)
         if want["state"] in ("file", "directory"):
             changed = self._attributes(os.path.realpath(path), want, changed)
@@ -207,14 +222,14 @@ class HostFiles:
     def _file(self, path: str, want: dict[str, Any]) -> bool:
         path = os.path.realpath(path)
         if want["content"] is None:
-            raise files.FileProblem(f"{path}: a file needs its content")
+            raise files.FileError(f"{path}: a file needs its content")
         data = want["content"].encode()
         before: bytes | None = None
         found: os.stat_result | None = None
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode):
-                raise files.FileProblem(f"{path}: there is something that is not a file; move it away")
+                raise files.FileError(f"{path}: there is something that is not a file; move it away")
             with open(path, "rb") as handle:
                 before = handle.read()
         if before == data:
@@ -223,7 +238,9 @@ class HostFiles:
         mode = int(want["mode"], 8) if want["mode"] else (stat.S_IMODE(found.st_mode) if found else 0o644)
         hidden = not mode & 0o044
         self._note(
-            path, "" if hidden else (before or b"").decode("utf-8", "replace"), "(not shown)\n" if hidden else want["content"]
+            path,
+            "" if hidden else (before or b"").decode("utf-8", "replace"),
+            "(not shown)\n" if hidden else want["content"],
         )
         if self.check:
             return True
@@ -232,7 +249,9 @@ class HostFiles:
         uid = _user_id(want["owner"]) if want["owner"] else (found.st_uid if found else 0)
         gid = _group_id(want["group"]) if want["group"] else (found.st_gid if found else 0)
         if uid is None or gid is None:
-            raise files.FileProblem(f"{path}: the host has no owner {want['owner']}:{want['group']}; list the account under users")
+            raise files.FileError(
+                f"{path}: the host has no owner {want['owner']}:{want['group']}; list the account under users"
+            )
         files.atomic_write(path, data, mode, uid, gid)
         self._remember(path, data)
         return True
@@ -241,7 +260,7 @@ class HostFiles:
         if os.path.isdir(path):
             return False
         if os.path.lexists(path):
-            raise files.FileProblem(f"{path}: there is something that is not a folder; move it away")
+            raise files.FileError(f"{path}: there is something that is not a folder; move it away")
         self._note(path, "", "folder\n")
         if not self.check:
             files.make_parents(path)
@@ -251,12 +270,12 @@ class HostFiles:
 
     def _link(self, path: str, want: dict[str, Any]) -> bool:
         if not want["target"]:
-            raise files.FileProblem(f"{path}: a link needs its target")
+            raise files.FileError(f"{path}: a link needs its target")
         before = os.readlink(path) if os.path.islink(path) else None
         if before == want["target"]:
             return False
         if before is None and os.path.isdir(path):
-            raise files.FileProblem(f"{path}: a folder is in the place of the link; move it away")
+            raise files.FileError(f"{path}: a folder is in the place of the link; move it away")
         self._note(path, f"-> {before}\n" if before else "", f"-> {want['target']}\n")
         if not self.check:
             if before is None and os.path.isfile(path):
@@ -270,7 +289,11 @@ class HostFiles:
         if not os.path.lexists(path):
             return False
         folder = os.path.isdir(path) and not os.path.islink(path)
-        if folder and os.listdir(path) and not any(path.startswith(tree + "/") or path == tree for tree in OWN_TREES):
+        if (
+            folder
+            and os.listdir(path)
+            and not any(path.startswith(tree + "/") or path == tree for tree in OWN_TREES)
+        ):
             return False
         self._note(path, "folder\n" if folder else "present\n", "")
         if self.check:
@@ -302,7 +325,11 @@ class HostFiles:
         ):
             return changed
         if not changed:
-            self._note(path, f"mode {stat.S_IMODE(before.st_mode):04o} owner {before.st_uid}:{before.st_gid}\n", _wish(given))
+            self._note(
+                path,
+                f"mode {stat.S_IMODE(before.st_mode):04o} owner {before.st_uid}:{before.st_gid}\n",
+                _wish(given),
+            )
         return True
 
     # Around them
@@ -337,7 +364,9 @@ class HostFiles:
         if os.path.isdir("/run/systemd/system"):
             done = subprocess.run(["systemctl", "daemon-reload"], capture_output=True, text=True, check=False)
             if done.returncode:
-                raise files.FileProblem(f"systemctl daemon-reload says {done.stderr.strip()}; look at the unit files just written")
+                raise files.FileError(
+                    f"systemctl daemon-reload says {done.stderr.strip()}; look at the unit files just written"
+                )
         os.unlink(self.reload_pending)
         return True
 
@@ -363,7 +392,8 @@ class HostFiles:
 
 
 def _wish(given: dict[str, Any]) -> str:
-    return f"mode {given['mode'] or 'as it is'} owner {given['owner'] or 'as it is'}:{given['group'] or 'as it is'}\n"
+    mode, owner, group = (given[key] or "as it is" for key in ("mode", "owner", "group"))
+    return f"mode {mode} owner {owner}:{group}\n"
 
 
 def _digest(data: bytes) -> str:
@@ -394,7 +424,11 @@ def main() -> None:
                 "default": [],
                 "options": {
                     "path": {"type": "path", "required": True},
-                    "state": {"type": "str", "choices": ["file", "directory", "link", "absent"], "default": "file"},
+                    "state": {
+                        "type": "str",
+                        "choices": ["file", "directory", "link", "absent"],
+                        "default": "file",
+                    },
                     "content": {"type": "str"},
                     "target": {"type": "str"},
                     "owner": {"type": "str"},
@@ -433,7 +467,7 @@ def main() -> None:
             reloaded = work.reload()
         if module.params["unit"]:
             restart = work.restart_required(module.params["unit"])
-    except (files.FileProblem, OSError, ValueError) as problem:
+    except (files.FileError, OSError, ValueError) as problem:
         module.fail_json(msg=str(problem), changed_paths=work.changed_paths, backups=work.backups)
     result: dict[str, Any] = {
         "changed": bool(work.changed_paths) or reloaded,

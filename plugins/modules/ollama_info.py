@@ -498,7 +498,7 @@ class Look:
 
     def last_words(self) -> str:
         """The end of the service's log on one line."""
-        text = run(["journalctl", "--unit", self.unit_name, "--lines", "6", "--output", "cat", "--no-pager"])
+        text = run(["journalctl", f"_SYSTEMD_UNIT={self.unit_name}", "--lines=4", "--output=cat", "--no-pager"])
         return " | ".join(line.strip()[:300] for line in text.splitlines() if line.strip()) or "none"
 
     def verify(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ kept_aside:
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -212,15 +212,15 @@ class Models:
             self._follow(spec, "/api/pull", {"model": spec.tag})
         if spec.tag and spec.tag != spec.name:
             digests = [known.manifest_state(self.models_dir, spec.tag)[0]]
-        staged = self._hand_over(spec, digests)
         if spec.files or spec.name != spec.tag or spec.parameters or spec.template or spec.system:
-            self._follow(spec, "/api/create", self._request(spec, digests))
+            with self._handed_over(spec, digests):
+                self._follow(spec, "/api/create", self._request(spec, digests))
         rows = [
             {"path": path, "sha256": digest, "signature": known.stat_signature(path)}
             for path, digest in zip(spec.files, digests if spec.files else [], strict=True)
         ]
         self._note(spec, digests, {"files": rows})
-        self._tidy(spec, staged)
+        self._drop_sources(spec)
 
     def _already_there(self, spec: known.ModelSpec) -> bool:
         """A tag that the user has pulled and that is wanted as it is needs no second download."""
@@ -272,26 +272,42 @@ class Models:
         self.api.need("POST", "/api/copy", {"source": spec.name, "destination": aside}, self.timeout)
         self.kept_aside.append(aside)
 
-    def _hand_over(self, spec: known.ModelSpec, digests: list[str]) -> list[Path]:
-        """Give the server the files: by a second name on the same file system, else byte by byte."""
-        # The server writes a checked copy of its own beside what it is given.
-        size = sum(os.path.getsize(path) for path in spec.files)
-        staged: list[Path] = []
-        for path, digest in zip(spec.files, digests if spec.files else [], strict=True):
-            blob = known.blob_path(self.models_dir, digest)
-            if self.api.has_blob(digest):
-                continue
-            try:
-                os.link(os.path.realpath(path), blob)
-            except OSError:
-                disk.need_space(str(blob), 2 * size, f"{spec.name} and the server's copy of it")
-                self.api.send_blob(path, digest, self.timeout)
-            staged.append(blob)
-        if spec.files:
-            disk.need_space(
-                str(known.blob_path(self.models_dir, "0")), size, f"the server's copy of {spec.name}"
-            )
-        return staged
+    @contextlib.contextmanager
+    def _handed_over(self, spec: known.ModelSpec, digests: list[str]) -> Iterator[None]:
+        """Give the server the files for as long as it makes its own checked copy of them.
+
+        Files of ours on the same file system go by a second name, which costs no byte; the server has to own
+        them meanwhile, since it sets their times. Others are sent, so that the user's files are never touched.
+        """
+        pairs = list(zip(spec.files, digests, strict=True)) if spec.files else []
+        size = sum(os.path.getsize(path) for path, _ in pairs)
+        room = str(known.blob_path(self.models_dir, "0"))
+        if pairs:
+            disk.need_space(room, size, f"the server's copy of {spec.name}")
+        before: list[tuple[str, os.stat_result]] = []
+        try:
+            for path, digest in pairs:
+                blob = known.blob_path(self.models_dir, digest)
+                found = os.stat(path)
+                if not blob.exists() and path.startswith(disk.data_path("")):
+                    with contextlib.suppress(OSError):
+                        os.link(os.path.realpath(path), blob)
+                if blob.exists() and os.path.samestat(os.stat(blob), found):
+                    before.append((path, found))
+                    owner = os.stat(blob.parent)
+                    os.chown(blob, owner.st_uid, owner.st_gid)
+                elif not self.api.has_blob(digest):
+                    disk.need_space(room, 2 * size, f"{spec.name} and the server's copy of it")
+                    self.api.send_blob(path, digest, self.timeout)
+            yield
+        finally:
+            for path, was in before:
+                os.chown(path, was.st_uid, was.st_gid)
+                os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+            for _, digest in pairs:
+                blob = known.blob_path(self.models_dir, digest)
+                if not self._in_use(blob.name):
+                    blob.unlink(missing_ok=True)
 
     def _request(self, spec: known.ModelSpec, digests: list[str]) -> dict[str, Any]:
         body: dict[str, Any] = {"model": spec.name, "stream": True}
@@ -319,11 +335,8 @@ class Models:
                 f"{spec.name}: the server stopped at '{last or 'nothing'}'; look at journalctl -u ollama"
             )
 
-    def _tidy(self, spec: known.ModelSpec, staged: list[Path]) -> None:
-        """Take away what the finished model does not use: our second names, and the sources unless kept."""
-        for blob in staged:
-            if not self._in_use(blob.name):
-                blob.unlink(missing_ok=True)
+    def _drop_sources(self, spec: known.ModelSpec) -> None:
+        """Remove the fetched files, unless they are to be kept."""
         for path in spec.files:
             # Files that lie elsewhere are the user's, not ours to delete.
             if not spec.keep_source and path.startswith(disk.data_path("")):
@@ -374,7 +387,7 @@ def main() -> None:
     try:
         models = Models(module.params, module.check_mode)
         models.apply()
-    except (known.ModelError, known.ApiError, disk.FileProblem, Problem, OSError) as error:
+    except (known.ModelError, known.ApiError, disk.FileError, Problem, OSError) as error:
         module.fail_json(msg=f"ollama: {error}")
     module.exit_json(
         changed=bool(models.made or models.removed),

@@ -10,7 +10,7 @@ module: state
 short_description: Record what an install made of a host
 version_added: 0.1.0
 description:
-  - Writes C(/etc/dsprov/state.json), from which C(status) knows what to look at, and later runs what was there.
+  - Writes C(/etc/dsprov/state.json), from which C(status) knows what to look at, and later runs what was.
   - The time is only set anew when something else changed. The file is replaced in one step, never torn.
 options:
   path:

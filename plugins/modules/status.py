@@ -10,7 +10,7 @@ module: status
 short_description: Look at the services that an install recorded
 version_added: 0.1.0
 description:
-  - Reads C(/etc/dsprov/state.json) and looks at each service in it by its unit or container and its HTTP answer.
+  - Reads C(/etc/dsprov/state.json) and looks at each service by its unit or container and its HTTP answer.
   - Reads only.
 options:
   path:

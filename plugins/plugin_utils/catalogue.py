@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CATALOG = ROOT / "catalog"
 TIERS = ROOT / "inventories" / "tiers"
 # File stem to the key inside it; `systems` has two keys and is handed on whole.
+TIER_KEYS = ("dsprov_tier", "dsprov_tier_title", "dsprov_model")
 PARTS = ("models", "engines", "software", "channels", "variables", "systems")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,12 +31,17 @@ def problems() -> Problems:
     """The table of problems, with which everything else is reported."""
     path = CATALOG / "problems.yml"
     try:
-        return Problems(yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)["problems"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        rows = _parse(path.read_text(encoding="utf-8"))["problems"]
+        for code, row in rows.items():
+            missing = [key for key in _BOOTSTRAP if key not in row]
+            if missing:
+                raise KeyError(f"{code}: key '{missing[0]}' is missing")
+        return Problems(rows)
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         # Without its words dsprov cannot word this either: the one message that is written out here.
         detail = " ".join(str(error).split())
-        rows = {"document-invalid": _BOOTSTRAP}
-        raise Problems(rows).error(
+        bootstrap = Problems({"document-invalid": _BOOTSTRAP})
+        raise bootstrap.error(
             "document-invalid", file=path, where="/", detail=detail, hint="restore the file"
         ) from error
 
@@ -73,16 +80,22 @@ def read_yaml(path: Path) -> Any:
         ProblemError: file-missing, or document-invalid with line and column.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES // 1024 // 1024} MiB")
+        document = _parse(raw.decode("utf-8"))
+        _weigh(document)
+        return document
     except FileNotFoundError as error:
         raise problems().error("file-missing", file=path) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
         raise problems().error(
             "document-invalid",
             file=path,
             where="/",
-            detail=str(error),
-            hint="give a readable UTF-8 text file",
+            detail=getattr(error, "strerror", None) or str(error),
+            hint="give a readable UTF-8 text file, written as the documentation says",
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -96,16 +109,49 @@ def read_yaml(path: Path) -> Any:
         ) from error
 
 
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - the safe loader, in C where PyYAML has it
+
+
+def _weigh(document: Any) -> None:
+    """Refuses a document that aliases blow up, or that holds itself: checking it would never end.
+
+    Raises:
+        ValueError: more values than any real document has.
+    """
+    left = MAX_VALUES
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            left -= len(value)
+            if left < 0:
+                raise ValueError(f"more than {MAX_VALUES} values once its aliases are followed")
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _is_integer(_checker: Any, value: Any) -> bool:
+    """A whole number as Python has it; 8.0 is none, whatever JSON Schema says."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@cache
+def _validator() -> Any:
+    import jsonschema
+
+    base = jsonschema.Draft202012Validator
+    extend: Any = jsonschema.validators.extend
+    return extend(base, type_checker=base.TYPE_CHECKER.redefine("integer", _is_integer))
+
+
 def check(document: Any, schema: dict[str, Any], definition: str | None, path: Path | str) -> None:
     """Checks a document against a schema, or against one definition of it.
 
     Raises:
         ProblemError: document-invalid; names the file, the place and the nearest key that exists.
     """
-    import jsonschema
-
     target = {**schema, "$ref": f"#/$defs/{definition}"} if definition else schema
-    errors = jsonschema.Draft202012Validator(target).iter_errors(document)
+    errors = _validator()(target).iter_errors(document)
     error = min(errors, key=lambda e: (len(e.absolute_path), str(e.message)), default=None)
     if error is None:
         return
@@ -173,8 +219,20 @@ def tier_variables(name: str) -> dict[str, Any]:
     document = read_yaml(path)
     try:
         variables: dict[str, Any] = document["all"]["vars"]
+        missing = [key for key in TIER_KEYS if key not in variables]
+        titles = variables["dsprov_tier_title"] if not missing else {}
     except (KeyError, TypeError) as error:
         raise problems().error(
             "document-invalid", file=path, where="all.vars", detail="no variables", hint="add all.vars"
         ) from error
+    if not missing and not (isinstance(titles, dict) and {"en", "zh"} <= titles.keys()):
+        missing = ["dsprov_tier_title.en and .zh"]
+    if missing:
+        raise problems().error(
+            "document-invalid",
+            file=path,
+            where="all.vars",
+            detail=f"{missing[0]} is missing",
+            hint=f"add {missing[0]}",
+        )
     return variables

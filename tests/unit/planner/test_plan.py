@@ -1,0 +1,346 @@
+"""Plans as tables: which machine, which wishes, what comes of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from ansible_collections.dsprov.appliance.plugins.module_utils import planner
+from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, digest, plan
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, tier_variables
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
+from tests.fixtures.machines import GB, GIB, cards, facts, machine
+
+
+def request_for(tier: str, **overrides: Any) -> Request:
+    """A tier's request, with `dsprov_*` variables over it as an inventory has them."""
+    given = {f"dsprov_{key}": value for key, value in overrides.items()}
+    request, found = request_from({**tier_variables(tier), **given})
+    assert request is not None, found
+    return request
+
+
+def codes(made: dict[str, Any]) -> list[str]:
+    return sorted(problem["code"] for problem in made["problems"])
+
+
+def make(tier: str, host: dict[str, Any], **overrides: Any) -> dict[str, Any]:
+    return plan({"schema": 1, "hosts": {"gpu01": host}}, request_for(tier, **overrides), catalogue())
+
+
+# -- machines ------------------------------------------------------------------------------------
+
+MACHINES = [
+    ("demo", machine(), {}, [], 0),
+    ("demo", machine(memory_bytes=2 * GIB), {}, [], 0),
+    ("demo", machine(memory_bytes=1 * GIB), {}, ["host-memory"], 0),
+    ("demo", machine(gpus=cards(1)), {}, [], 30),
+    ("basic", machine(gpus=cards(2)), {}, [], 28),
+    ("basic", machine(gpus=cards(1, count=2)), {}, [], 28),
+    ("basic", machine(gpus=cards(1)), {}, [], 28),
+    ("basic", machine(gpus=cards(1, memory_bytes=8 * GIB)), {}, ["part-on-cpu"], None),
+    ("basic", machine(), {}, ["cpu-only"], 0),
+    ("basic", machine(memory_bytes=8 * GIB), {}, ["host-memory"], 0),
+    ("basic", machine(memory_bytes=8 * GIB, gpus=cards(1)), {}, [], 28),
+    # A card of another maker, and one whose memory nobody knows before its driver: not counted on.
+    ("basic", machine(gpus=cards(2, vendor="amd")), {}, ["cpu-only"], 0),
+    ("basic", machine(gpus=[{"vendor": "nvidia", "name": "NVIDIA device 0x2684"}]), {}, ["cpu-only"], 0),
+    ("demo", machine(disks=[]), {}, [], 0),
+    ("demo", machine(disks=[{"mount": "/", "free_bytes": 3 * GB}]), {}, ["disk-space"], 0),
+    ("demo", machine(disks=[{"mount": "/", "free_bytes": 5 * GB}]), {"web_ui": False}, [], 0),
+    (
+        "demo",
+        machine(disks=[{"mount": "/", "free_bytes": 3 * GB}], delivered_bytes=20 * GB),
+        {},
+        [],
+        0,
+    ),
+    # The disk that counts is the one our folder lies on.
+    (
+        "demo",
+        machine(
+            disks=[{"mount": "/", "free_bytes": 1}, {"mount": "/var/lib/dsprov", "free_bytes": 500 * GB}]
+        ),
+        {},
+        [],
+        0,
+    ),
+    (
+        "demo",
+        machine(disks=[{"mount": "/", "free_bytes": 500 * GB}, {"mount": "/var", "free_bytes": 1}]),
+        {},
+        ["disk-space"],
+        0,
+    ),
+    (
+        "demo",
+        machine(disks=[{"mount": "/", "free_bytes": 500 * GB}, {"mount": "/var/lib/d", "free_bytes": 1}]),
+        {},
+        [],
+        0,
+    ),
+    (
+        "demo",
+        machine(os={"id": "centos", "version_id": "7", "arch": "x86_64"}),
+        {},
+        ["os-unsupported"],
+        0,
+    ),
+    (
+        "demo",
+        machine(os={"id": "debian", "version_id": "11", "arch": "x86_64"}),
+        {},
+        ["os-unsupported"],
+        0,
+    ),
+    (
+        "demo",
+        machine(os={"id": "debian", "version_id": "13", "arch": "aarch64"}),
+        {},
+        ["arch-unsupported"],
+        0,
+    ),
+    ("demo", machine(cpu={"cores": 4, "flags": ["avx"]}), {}, ["cpu-isa"], 0),
+    ("demo", machine(cpu={"cores": 4}), {}, [], 0),
+    ("demo", machine(clock_skew_seconds=-90_000), {}, ["clock-skew"], 0),
+    ("demo", machine(clock_skew_seconds=3_000), {}, [], 0),
+]
+
+
+@pytest.mark.parametrize(("tier", "host", "overrides", "expected", "layers"), MACHINES)
+def test_machine(
+    tier: str, host: dict[str, Any], overrides: dict[str, Any], expected: list[str], layers: int | None
+) -> None:
+    made = make(tier, host, **overrides)
+    assert codes(made) == expected
+    errors = set(expected) - {"cpu-only", "part-on-cpu"}
+    assert made["ok"] is not bool(errors)
+    (row,) = made["hosts"]
+    place = row["placement"]
+    if layers is None:
+        assert 0 < place["gpu_layers"] < place["total_layers"]
+    else:
+        assert place["gpu_layers"] == layers
+
+
+def test_reference_machine_of_basic_in_numbers() -> None:
+    made = make("basic", machine(gpus=cards(2)))
+    (row,) = made["hosts"]
+    # 28 layers x 4 KV heads x 128 x (keys and values) x 34/32 bytes.
+    assert row["context"]["kv_bytes_per_token"] == 2 * 28 * 4 * 128 * 34 // 32 == 30464
+    first, second = row["memory"]["gpu_bytes_per_device"]
+    assert first == second
+    weights_and_cache = 4683073504 + 30464 * 8192 * 16
+    assert weights_and_cache < first + second < weights_and_cache + 3 * GIB
+    assert row["environment"] == {
+        "OLLAMA_CONTEXT_LENGTH": "8192",
+        "OLLAMA_FLASH_ATTENTION": "1",
+        "OLLAMA_KV_CACHE_TYPE": "q8_0",
+        "OLLAMA_NUM_PARALLEL": "16",
+    }
+    assert row["placement"]["cpu_threads"] == 16
+
+
+def test_cards_of_different_size_each_take_their_share() -> None:
+    """A small second card must never push layers off the first."""
+    alone = make("basic", machine(gpus=cards(1)))["hosts"][0]
+    with_small = make("basic", machine(gpus=[*cards(1), *cards(1, memory_bytes=3 * GIB)]))["hosts"][0]
+    assert alone["placement"]["gpu_layers"] == with_small["placement"]["gpu_layers"] == 28
+
+
+# -- wishes --------------------------------------------------------------------------------------
+
+OVERRIDES = [
+    ({"model": "llama:7b"}, ["model-unknown"]),
+    ({"variant": "Q9"}, ["variant-unknown"]),
+    ({"variant": "Q4_1"}, []),
+    ({"engine": "ollama"}, []),
+    ({"engine": "vllm"}, ["engine-unavailable"]),
+    ({"placement": "experts"}, ["placement-unsupported"]),
+    ({"placement": "layers"}, []),
+    ({"kv_cache_type": "q4_0"}, []),
+    ({"context_length": 8193}, ["context-too-long"]),
+    ({"context_length": 8}, ["value-out-of-range"]),
+    ({"context_length": "8192"}, []),
+    ({"parallel": 0}, ["value-out-of-range"]),
+    ({"parallel": 5000}, ["value-out-of-range"]),
+    ({"placement": "fit", "context_length": 9000, "parallel": -1}, None),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), OVERRIDES)
+def test_override_is_honoured_or_refused(overrides: dict[str, Any], expected: list[str] | None) -> None:
+    made = make("demo", machine(), **overrides)
+    if expected is None:  # Several at once are all said.
+        assert codes(made) == ["context-too-long", "placement-unsupported", "value-out-of-range"]
+        return
+    assert codes(made) == expected
+    if made["ok"]:
+        (row,) = made["hosts"]
+        assert made["engine"] == "ollama"
+        if "kv_cache_type" in overrides:
+            assert row["context"]["kv_cache_type"] == overrides["kv_cache_type"]
+            assert row["environment"]["OLLAMA_KV_CACHE_TYPE"] == overrides["kv_cache_type"]
+        if "context_length" in overrides:
+            assert row["context"]["length"] == int(overrides["context_length"])
+    else:
+        assert made["hosts"] == []
+
+
+def test_formats_an_engine_cannot_load_are_refused() -> None:
+    rows = copy.deepcopy(catalogue())
+    rows["engines"]["vllm"]["provisioned"] = True
+    made = plan(facts(), request_for("basic", engine="vllm", kv_cache_type="q8_0"), rows)
+    assert codes(made) == ["format-unsupported", "kv-cache-unsupported"]
+    assert made["engine"] == "vllm"
+
+
+def test_a_request_that_all_hosts_share_is_refused_once() -> None:
+    document = {"schema": 1, "hosts": {name: machine() for name in ("a", "b", "c")}}
+    made = plan(document, request_for("demo", variant="Q9"), catalogue())
+    assert codes(made) == ["variant-unknown"]
+    assert made["problems"][0]["host"] is None
+
+
+def test_hosts_may_wish_differently() -> None:
+    document = {"schema": 1, "hosts": {"a": machine(), "b": machine()}}
+    request = request_for("demo")
+    made = plan(document, request, catalogue(), {"b": request_for("demo", context_length=2048)})
+    assert [row["context"]["length"] for row in made["hosts"]] == [4096, 2048]
+
+
+# -- ports ---------------------------------------------------------------------------------------
+
+PORTS = [
+    ([{"port": 8080, "process": "nginx", "pid": 7}], {}, ["open_webui_port"]),
+    ([{"port": 11434, "process": "ollama", "pid": 7}], {}, ["ollama_host"]),
+    ([{"port": 11434, "owner": "dsprov", "process": "ollama", "pid": 7}], {}, []),
+    ([{"port": 8080, "process": "nginx"}], {"dsprov_web_ui": False}, []),
+    ([{"port": 8080, "process": "nginx"}], {"open_webui_port": 8081}, []),
+    ([{"port": 8081, "process": "nginx"}], {"open_webui_port": 8081}, ["open_webui_port"]),
+    ([{"port": 11500}], {"ollama_host": "127.0.0.1:11500"}, ["ollama_host"]),
+    ([{"port": 22, "process": "sshd"}], {}, []),
+    # The same process on IPv4 and IPv6 is one problem.
+    (
+        [
+            {"port": 8080, "process": "nginx", "pid": 7, "address": "0.0.0.0"},
+            {"port": 8080, "process": "nginx", "pid": 7, "address": "::"},
+        ],
+        {},
+        ["open_webui_port"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("listeners", "variables", "expected"), PORTS)
+def test_ports(listeners: list[dict[str, Any]], variables: dict[str, Any], expected: list[str]) -> None:
+    request, found = request_from({**tier_variables("demo"), **variables})
+    assert request is not None, found
+    made = plan(facts(listeners=listeners), request, catalogue())
+    taken = [problem for problem in made["problems"] if problem["code"] == "port-in-use"]
+    assert [problem["remedy"]["en"].split("set ")[1].split()[0] for problem in taken] == expected
+    for problem in taken:
+        assert str(listeners[0].get("process", "?")) in problem["message"]["en"]
+
+
+@pytest.mark.parametrize("value", ["", "abc", "127.0.0.1:", "0", 70000, "127.0.0.1:99999"])
+def test_a_port_that_is_none_is_refused(value: Any) -> None:
+    request, found = request_from({**tier_variables("demo"), "open_webui_port": value})
+    assert request is None
+    assert [problem["code"] for problem in found] == ["variable-invalid"]
+
+
+# -- channels ------------------------------------------------------------------------------------
+
+CHANNELS = [
+    ("upstream", {}, "upstream", []),
+    ("cn", {}, "cn", []),
+    ("auto", {"upstream": 300.0, "cn": 20.0}, "cn", []),
+    ("auto", {"upstream": 20.0, "cn": 20.0}, "cn", []),
+    ("auto", {"upstream": 20.0, "cn": None}, "upstream", []),
+    ("auto", {"upstream": None, "cn": None}, "upstream", ["no-channel"]),
+    ("auto", {}, "upstream", []),
+    # Facts written by hand may name a channel that this release does not have.
+    ("auto", {"moon": 1.0, "cn": 20.0}, "cn", []),
+    ("auto", {"moon": 1.0}, "upstream", ["no-channel"]),
+]
+
+
+@pytest.mark.parametrize(("asked", "answers", "taken", "expected"), CHANNELS)
+def test_channel(asked: str, answers: dict[str, Any], taken: str, expected: list[str]) -> None:
+    made = make("demo", machine(channels=answers), channel=asked)
+    assert codes(made) == expected
+    (row,) = made["hosts"]
+    assert row["channel"] == taken
+    assert row["sources"]["pypi_index"] == catalogue()["channels"][taken]["pypi_index"]
+
+
+def test_mirrors_lie_over_the_channel() -> None:
+    mirrors = {"huggingface": "http://mirror/hf/", "registries": {"ghcr.io": "mirror:5000"}}
+    (row,) = make("basic", machine(gpus=cards(1)), channel="cn", mirrors=mirrors)["hosts"]
+    url = row["weights"]["artifacts"][0]["sources"][0]["url"]
+    assert url.startswith("http://mirror/hf/bartowski/")
+    assert row["sources"]["registries"]["ghcr.io"] == "mirror:5000"
+    assert row["sources"]["registries"]["nvcr.io"] == "m.daocloud.io/nvcr.io"
+
+
+# -- variants ------------------------------------------------------------------------------------
+
+
+def several_variants() -> dict[str, Any]:
+    """The catalogue with two more, larger and smaller, variants of the 7B model."""
+    rows = copy.deepcopy(catalogue())
+    variants = rows["models"]["deepseek-r1:7b"]["variants"]
+    for name, size in (("Q8_0", 8_098_525_120), ("F16", 15_237_853_184)):
+        variants[name] = {**variants["Q4_K_M"], "bytes": size}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("memory", "free", "taken"),
+    [
+        (64 * GIB, 500 * GB, "F16"),
+        (16 * GIB, 500 * GB, "Q8_0"),
+        (8 * GIB, 500 * GB, "Q4_K_M"),
+        # The disk counts as much as the memory does.
+        (64 * GIB, 30 * GB, "Q8_0"),
+        (64 * GIB, 21 * GB, "Q4_K_M"),
+        (64 * GIB, 2 * GB, "Q4_K_M"),
+    ],
+)
+def test_auto_takes_the_most_precise_variant_that_fits(memory: int, free: int, taken: str) -> None:
+    host = machine(memory_bytes=memory, disks=[{"mount": "/", "free_bytes": free}])
+    made = plan(
+        {"schema": 1, "hosts": {"a": host}}, request_for("basic", parallel=1, web_ui=True), several_variants()
+    )
+    assert made["hosts"][0]["weights"]["variant"] == taken
+    assert made["ok"] is (free > 20 * GB)
+
+
+def test_a_named_variant_is_never_changed() -> None:
+    host = machine(memory_bytes=16 * GIB)
+    made = plan({"schema": 1, "hosts": {"a": host}}, request_for("basic", variant="F16"), several_variants())
+    assert made["hosts"][0]["weights"]["variant"] == "F16"
+    assert codes(made) == ["host-memory"]
+
+
+# -- digest --------------------------------------------------------------------------------------
+
+
+def test_digest_goes_by_content_not_by_order() -> None:
+    assert digest({"a": 1, "b": "中"}) == digest({"b": "中", "a": 1}) != digest({"a": 2, "b": "中"})
+
+
+def test_catalogue_is_left_as_it_was() -> None:
+    before = copy.deepcopy(catalogue())
+    made = make("demo", machine(), mirrors={"registries": {"ghcr.io": "x"}})
+    made["hosts"][0]["sampling"]["temperature"] = 5
+    made["hosts"][0]["sources"]["registries"]["ghcr.io"] = "y"
+    assert catalogue() == before
+
+
+def test_every_engine_that_is_provisioned_has_a_cache_size_for_each_type() -> None:
+    for row in catalogue()["engines"].values():
+        assert set(row["kv_cache_types"]) <= set(planner.KV_BYTES)

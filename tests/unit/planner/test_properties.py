@@ -1,0 +1,204 @@
+"""What must hold for every machine, not only for those somebody thought of."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, plan
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import ProblemError
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
+    catalogue,
+    check,
+    facts_schema,
+)
+from tests.fixtures.machines import GB, GIB, machine
+
+MEMORY = st.integers(min_value=1, max_value=2048 * GIB)
+gpus = st.lists(
+    st.fixed_dictionaries(
+        {
+            "vendor": st.sampled_from(["nvidia", "nvidia", "nvidia", "amd"]),
+            "name": st.just("card"),
+        },
+        optional={"memory_bytes": st.integers(0, 200 * GIB), "count": st.integers(1, 8)},
+    ),
+    max_size=4,
+)
+hosts = st.builds(
+    lambda **keys: machine(**keys),
+    memory_bytes=MEMORY,
+    gpus=gpus,
+    disks=st.just([]) | st.integers(0, 3000 * GB).map(lambda free: [{"mount": "/", "free_bytes": free}]),
+    delivered_bytes=st.integers(0, 30 * GB),
+)
+requests = st.builds(
+    Request,
+    tier=st.just("custom"),
+    model=st.sampled_from(sorted(catalogue()["models"])),
+    context_length=st.integers(256, 140_000),
+    parallel=st.integers(1, 64),
+    kv_cache_type=st.sampled_from(["f16", "q8_0", "q4_0"]),
+    web_ui=st.booleans(),
+)
+EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def plan_one(host: dict[str, Any], request: Request) -> dict[str, Any]:
+    return plan({"schema": 1, "hosts": {"h": host}}, request, catalogue())
+
+
+@EXAMPLES
+@given(host=hosts, request=requests)
+def test_a_plan_that_is_ok_stays_within_the_machine(host: dict[str, Any], request: Request) -> None:
+    made = plan_one(host, request)
+    if not made["ok"]:
+        assert any(problem["severity"] == "error" for problem in made["problems"])
+        return
+    (row,) = made["hosts"]
+    memory = row["memory"]
+    assert memory["host_bytes"] <= host["memory_bytes"]
+    for disk in host["disks"]:
+        assert memory["disk_bytes"] - host["delivered_bytes"] <= disk["free_bytes"]
+    cards = [
+        card["memory_bytes"]
+        for card in host["gpus"]
+        for _ in range(card.get("count", 1))
+        if card["vendor"] == "nvidia" and card.get("memory_bytes")
+    ]
+    assert len(memory["gpu_bytes_per_device"]) == len(cards)
+    assert all(need <= have for need, have in zip(memory["gpu_bytes_per_device"], cards, strict=True))
+    place = row["placement"]
+    assert 0 <= place["gpu_layers"] <= place["total_layers"]
+    # What is not on the cards is in memory: nothing of the model is lost.
+    weights, cache = row["weights"]["bytes"], row["context"]["kv_bytes_per_token"]
+    total = weights + cache * request.context_length * request.parallel
+    assert memory["host_bytes"] + sum(memory["gpu_bytes_per_device"]) >= total
+
+
+@EXAMPLES
+@given(host=hosts, request=requests, more=st.integers(0, 512 * GIB), card=st.integers(0, 80 * GIB))
+def test_more_never_makes_a_plan_infeasible(
+    host: dict[str, Any], request: Request, more: int, card: int
+) -> None:
+    if not plan_one(host, request)["ok"]:
+        return
+    richer = {**host, "memory_bytes": host["memory_bytes"] + more}
+    assert plan_one(richer, request)["ok"]
+    another = {"vendor": "nvidia", "name": "card", "memory_bytes": card}
+    before = plan_one(host, request)["hosts"][0]["placement"]["gpu_layers"]
+    after = plan_one({**host, "gpus": [*host["gpus"], another]}, request)
+    assert after["ok"]
+    assert after["hosts"][0]["placement"]["gpu_layers"] >= before
+    roomier = [{**disk, "free_bytes": disk["free_bytes"] + more} for disk in host["disks"]]
+    assert plan_one({**host, "disks": roomier}, request)["ok"]
+
+
+@EXAMPLES
+@given(rows=st.dictionaries(st.text(min_size=1, max_size=8), hosts, min_size=1, max_size=4), request=requests)
+def test_same_input_same_bytes(rows: dict[str, Any], request: Request) -> None:
+    def text(document: dict[str, Any]) -> str:
+        return json.dumps(plan({"schema": 1, "hosts": document}, request, catalogue()), ensure_ascii=False)
+
+    backwards = dict(reversed(rows.items()))
+    assert text(rows) == text(backwards) == text(json.loads(json.dumps(rows)))
+
+
+# -- broken facts --------------------------------------------------------------------------------
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["x86_64", "nvidia", "debian", 10**400, -1, 8.0, "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def paths(document: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a document."""
+    rows: Any = ()
+    if isinstance(document, dict):
+        rows = document.items()
+    elif isinstance(document, list):
+        rows = enumerate(document)
+    return [here, *(path for key, value in rows for path in paths(value, (*here, key)))]
+
+
+def whole() -> dict[str, Any]:
+    """A facts document with every key the schema knows."""
+    host = machine(
+        os={"id": "debian", "version_id": "12", "codename": "bookworm", "arch": "x86_64", "kernel": "6.1"},
+        gpus=[
+            {
+                "vendor": "nvidia",
+                "name": "card",
+                "memory_bytes": 24 * GIB,
+                "compute_capability": "8.9",
+                "driver_version": None,
+                "pci_id": "2684",
+                "count": 2,
+            }
+        ],
+        docker={"version": None},
+        nvswitch=False,
+        secure_boot=None,
+        nouveau=False,
+        python="3.11.2",
+        clock_skew_seconds=0.5,
+        channels={"cn": 3.0, "upstream": None},
+        listeners=[{"port": 22, "address": "::", "process": "sshd", "pid": 1, "owner": None}],
+        delivered_bytes=0,
+    )
+    return {"schema": 1, "hosts": {"gpu01": host}}
+
+
+def replaced(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy with one place holding something else."""
+    if not path:
+        return value
+    copied = dict(document) if isinstance(document, dict) else list(document)
+    copied[path[0]] = replaced(document[path[0]], path[1:], value)
+    return copied
+
+
+def plan_or_refuse(document: Any) -> None:
+    """As `dsprov plan --facts` does: the schema first, then the planner. Anything but a named problem fails."""
+    try:
+        check(document, facts_schema(), None, "facts.yml")
+    except ProblemError as error:
+        assert error.exit_code == 2
+        assert "facts.yml" in error.problem["message"]["en"]
+        return
+    if document["hosts"]:
+        made = plan(document, Request("demo", "smollm2:135m", channel="auto"), catalogue())
+        json.dumps(made)
+
+
+@settings(max_examples=400, deadline=None)
+@given(path=st.sampled_from(paths(whole())), value=values)
+def test_facts_with_one_wrong_value_end_in_words(path: tuple[Any, ...], value: Any) -> None:
+    plan_or_refuse(replaced(whole(), path, value))
+
+
+@settings(max_examples=150, deadline=None)
+@given(document=values)
+def test_facts_of_any_shape_end_in_words(document: Any) -> None:
+    plan_or_refuse(document)
+
+
+@pytest.mark.parametrize("path", [path for path in paths(whole()) if path], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [None, 8.0, "8", -1, [], {}, True, float("nan"), 10**400],
+    ids=lambda value: str(value)[:8],
+)
+def test_facts_with_a_value_of_the_wrong_kind_end_in_words(path: tuple[Any, ...], value: Any) -> None:
+    plan_or_refuse(replaced(whole(), path, value))

