@@ -256,7 +256,7 @@ def _conclude(
         inventory = invocation.inventories[-1]
         if invocation.limit and re.search(r"limit|pattern", said):
             found.append(table.make("limit-empty", limit=invocation.limit))
-        elif recorder.no_hosts or "no hosts matched" in said.lower() or "list of hosts" in said:
+        elif recorder.no_hosts or "no hosts matched" in said.lower() or "hosts list is empty" in said:
             found.append(table.make("inventory-empty", file=inventory))
         elif re.search(r"inventory|parse", said, re.IGNORECASE):
             detail = _one_line(re.sub(r"\[?(ERROR|WARNING)\]?:?", "", said), 200)

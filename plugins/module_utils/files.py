@@ -197,14 +197,16 @@ def need_space(path: str, wanted: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, timeout: float) -> Iterator[None]:
+def locked(name: str, timeout: float, progress: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold the lock `name` on this host; wait up to `timeout` seconds, then say who has it.
 
+    While the value of `progress` keeps changing, its owner is at work, and the wait goes on.
     Leaves no file behind. The lock is the kernel's (flock), so one whose owner died is free at once.
     """
     path = data_path("receipts", name + ".lock")
     make_parents(path)
     deadline = time.monotonic() + timeout
+    last = progress()
     while True:
         handle = open(path, "a+", encoding="ascii")  # noqa: SIM115 - closed below, after the lock's whole life
         try:
@@ -213,6 +215,8 @@ def locked(name: str, timeout: float) -> Iterator[None]:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
             handle.close()
+            if (state := progress()) != last:
+                last, deadline = state, time.monotonic() + timeout
             if time.monotonic() >= deadline:
                 raise FileError(
                     f"{path}: process {owner} on this host has worked on it for more than {timeout:.0f} s; "

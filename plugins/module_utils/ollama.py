@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import re
-import socket
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +162,8 @@ def split_host(value: str) -> tuple[str, int]:
 def base_url(host: str) -> str:
     """The URL by which this machine reaches a server bound to `host`."""
     address, port = split_host(host)
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    # Nothing is bound here: a server bound to all addresses is asked over loopback.
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
@@ -648,8 +648,8 @@ class OllamaApi:
                     raise ApiError(f"{path}: {_reason(row)}")
                 yield row
         except (OSError, ValueError, http.client.HTTPException) as error:
-            waited = f" for {timeout:.0f} s" if isinstance(error, socket.timeout) else ""
-            raise ApiError(f"{self.url}{path} stopped answering{waited}: {error}") from error
+            waited = f" within {timeout:.0f} s" if isinstance(error, TimeoutError) else ""
+            raise ApiError(f"{self.url}{path} does not answer{waited}: {error}") from error
         finally:
             connection.close()
 

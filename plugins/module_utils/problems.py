@@ -42,8 +42,8 @@ class Problems:
 
     def make(self, code: str, host: str | None = None, **words: Any) -> Problem:
         """One problem as the plan and the command line show it."""
-        row = self.rows.get(code) or {**_UNWORDED, "en": f"{code}: {words}", "zh": f"{code}: {words}"}
-        fill = _Words(words)
+        row = self.rows.get(code) or {**_UNWORDED, "en": "{lost}: {words}", "zh": "{lost}: {words}"}
+        fill = _Words(words if code in self.rows else {"lost": code, "words": words})
         return {
             "code": code,
             "severity": row.get("severity", "error"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ PREFIX = "dsprov_"
 # What the preflight role sets for the roles after it. Nobody else may.
 INTERNAL = frozenset({"dsprov_plan", "dsprov_planned", "dsprov_probed", "dsprov_sources"})
 
+# As many digits as any setting can need; Python itself refuses to read numbers of thousands.
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -64,7 +67,7 @@ def convert(value: Any, kind: str, choices: list[str] | None = None) -> Any:
             raise ValueError(f"{shown} is not one of {', '.join(choices)}")
         return str(value)
     if kind == "int":
-        if isinstance(value, bool) or not str(value).strip().lstrip("-").isdecimal():
+        if isinstance(value, bool) or not _WHOLE.fullmatch(str(value).strip()):
             raise ValueError(f"{shown} is not a whole number")
         return int(value)
     if kind == "bool":

@@ -70,7 +70,7 @@ options:
     type: int
     default: 60
   lock_timeout:
-    description: Seconds to wait for another run that brings the same file.
+    description: Seconds to wait for another run that brings the same file and gets no further.
     type: int
     default: 120
   owner:
@@ -239,6 +239,16 @@ class Artifact:
 
     # Getting there
 
+    def progress(self) -> list[int]:
+        """Return what changes while another run brings this file: the sizes of what lies in its folder."""
+        folder, base = os.path.split(os.path.abspath(self.path))
+        found = []
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            if name.startswith((base + ".part", f".{base}.dsprov-")):
+                with contextlib.suppress(OSError):
+                    found.append(os.stat(os.path.join(folder, name)).st_size)
+        return found
+
     def bring(self) -> str:
         """Fetch, verify and put in place; return the digest of what is there now."""
         if self.unpack:
@@ -406,7 +416,9 @@ def main() -> None:
         if digest is None:
             result["changed"] = True
             if not module.check_mode:
-                with files.locked(files.key_of(artifact.path), module.params["lock_timeout"]):
+                with files.locked(
+                    files.key_of(artifact.path), module.params["lock_timeout"], artifact.progress
+                ):
                     # Whoever held the lock may have brought it.
                     digest = artifact.present() or artifact.bring()
         if digest:

@@ -206,6 +206,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import ollama as known
 
 UNIT_FOLDER = Path("/etc/systemd/system")
@@ -215,7 +216,7 @@ DEVICE_GROUPS = ("video", "render")
 PROPERTIES = "LoadState,FragmentPath,DropInPaths,ActiveState,UnitFileState,MainPID,User,NRestarts"
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """Something stands in the way; the message says what, where and how to mend it."""
 
 
@@ -358,7 +359,7 @@ class Look:
         return {"name": name, "home": entry.pw_dir, "shell": entry.pw_shell, "groups": groups}
 
     def _home(self) -> str:
-        """The account's home where it is one that a closed-in service can use (Ollama keeps its key there)."""
+        """The account's home, where a closed-in service can use it (Ollama keeps its key there)."""
         home = str(self.account["home"])
         usable = Path(home).is_dir() and not home.startswith(PRIVATE_FOLDERS)
         return home if usable else str(self.params["home"])
@@ -446,7 +447,7 @@ class Look:
                 f"port {port} is taken by {who}; stop it, or choose another with ollama_host"
             )
         if self.problems:
-            raise Refusal("; ".join(self.problems))
+            raise RefusalError("; ".join(self.problems))
 
     def versions(self) -> list[str]:
         """Versions that are unpacked."""
@@ -494,30 +495,32 @@ class Look:
                 said = "the service starts and falls over again"
                 break
             time.sleep(0.25)
-        raise Refusal(f"{self.unit_name} is not healthy: {said}; its last words: {self.last_words()}")
+        raise RefusalError(f"{self.unit_name} is not healthy: {said}; its last words: {self.last_words()}")
 
     def last_words(self) -> str:
         """The end of the service's log on one line."""
-        text = run(["journalctl", f"_SYSTEMD_UNIT={self.unit_name}", "--lines=4", "--output=cat", "--no-pager"])
+        text = run(
+            ["journalctl", f"_SYSTEMD_UNIT={self.unit_name}", "--lines=4", "--output=cat", "--no-pager"]
+        )
         return " | ".join(line.strip()[:300] for line in text.splitlines() if line.strip()) or "none"
 
     def verify(self) -> dict[str, Any]:
         """Compare the running server with what is wanted."""
         if not self.unit.active or not self.unit.pid:
-            raise Refusal(f"{self.unit_name} does not run; its last words: {self.last_words()}")
+            raise RefusalError(f"{self.unit_name} does not run; its last words: {self.last_words()}")
         faults = [
             f"{key} is {self.process.get(key, 'not set')!r}, not {value!r}"
             for key, value in self.environment.items()
             if self.process.get(key) != value
         ]
         if faults:
-            raise Refusal(
+            raise RefusalError(
                 f"{self.unit_name} runs without settings of its drop-in: {', '.join(faults)}; restart it"
             )
         api = known.OllamaApi(self.url)
         version = api.version()
         if version != self.version:
-            raise Refusal(
+            raise RefusalError(
                 f"{self.url} answers with version {version}, not {self.version}; restart {self.unit_name}"
             )
         served = api.tags()
@@ -526,7 +529,9 @@ class Look:
             if spec.absent:
                 continue
             if spec.name not in served:
-                raise Refusal(f"{spec.name} is not among the models of {self.url}; run the install again")
+                raise RefusalError(
+                    f"{spec.name} is not among the models of {self.url}; run the install again"
+                )
             if self.params["prompt"]:
                 rows.append(self._one_answer(api, spec))
         return {"version": version, "models": served, "answers": rows}
@@ -536,7 +541,7 @@ class Look:
         body = {
             "model": spec.name,
             "messages": [{"role": "user", "content": self.params["prompt"]}],
-            "max_tokens": 16,
+            "max_tokens": 8,
             "temperature": 0,
             "seed": 1,
         }
@@ -546,7 +551,7 @@ class Look:
         message = ((answer.get("choices") or [{}])[0].get("message")) or {}
         text = str(message.get("content") or message.get("reasoning") or "").strip()
         if not text:
-            raise Refusal(f"{spec.name} answered with nothing; {self.last_words()}")
+            raise RefusalError(f"{spec.name} answered with nothing; {self.last_words()}")
         loaded = self._loaded(api, spec)
         runner = self._runner(spec, loaded)
         return {"model": spec.name, "answer": text, "seconds": round(seconds, 2), **loaded, **runner}
@@ -563,7 +568,7 @@ class Look:
             details = api.need("POST", "/api/show", {"model": spec.name}).get("model_info") or {}
             limit = next((int(v) for k, v in details.items() if k.endswith(".context_length")), 0)
             if not (limit and wanted > limit and length == limit):
-                raise Refusal(
+                raise RefusalError(
                     f"{spec.name} has a context of {length}, not {wanted}; restart {self.unit_name}"
                 )
         return {"context_length": length, "size": rows[0].get("size"), "size_vram": rows[0].get("size_vram")}
@@ -594,12 +599,12 @@ class Look:
     def _compare_runner(self, name: str, flash: str, cache: str) -> None:
         wanted = self.environment.get("OLLAMA_FLASH_ATTENTION")
         if wanted is not None and flash != ("on" if wanted in known.TRUE_WORDS else "off"):
-            raise Refusal(
+            raise RefusalError(
                 f"{name} runs with flash attention {flash or 'unset'}, though OLLAMA_FLASH_ATTENTION={wanted}"
             )
         kv = self.environment.get("OLLAMA_KV_CACHE_TYPE", "").lower()
         if kv and cache != kv:
-            raise Refusal(f"{name} runs with a KV cache of type {cache or 'f16'}, not {kv}")
+            raise RefusalError(f"{name} runs with a KV cache of type {cache or 'f16'}, not {kv}")
 
 
 def main() -> None:
@@ -656,7 +661,7 @@ def main() -> None:
             fetch=look.fetch(wanting),
             running=running,
         )
-    except (Refusal, known.ApiError, known.ModelError) as error:
+    except (RefusalError, known.ApiError, known.ModelError) as error:
         module.fail_json(msg=f"ollama: {error}")
 
 

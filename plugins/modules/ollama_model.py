@@ -13,7 +13,8 @@ description:
   - Makes each model from its description (origin, parameters, template, system prompt, stop words) over the
     server's API, and makes it again only when the description, the files or the server's model changed.
   - A note about each model under O(receipts_dir) holds the digests of its inputs, so that files of any size
-    are read once, and a source that was removed afterwards is not asked for again. The Modelfile lies beside it.
+    are read once, and a source that was removed afterwards is not asked for again. The Modelfile lies
+    beside it.
   - Models that are not named here stay as they are. A model of the same name that somebody else made is kept
     as C(NAME-before-dsprov).
 options:
@@ -135,11 +136,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import files as disk
 from ansible_collections.dsprov.appliance.plugins.module_utils import ollama as known
 
 
-class Problem(Exception):
+class MakeError(Exception):
     """Why a model could not be made; names the model and the remedy."""
 
 
@@ -198,7 +200,7 @@ class Models:
 
     def _make(self, spec: known.ModelSpec) -> None:
         receipt = self._receipt(spec)
-        digests = self._digests(spec, receipt)
+        digests = self._digests(spec)
         self._say(spec)
         if self._already_there(spec):
             self._note(spec, digests, {"adopted": True})
@@ -230,7 +232,7 @@ class Models:
     def _note(self, spec: known.ModelSpec, digests: list[str], more: Mapping[str, Any]) -> None:
         manifest, whole = known.manifest_state(self.models_dir, spec.name)
         if not whole:
-            raise Problem(
+            raise MakeError(
                 f"{spec.name}: the server says it is made, but {self.models_dir} does not hold it; "
                 "check that ollama_models_dir is the server's OLLAMA_MODELS"
             )
@@ -248,18 +250,18 @@ class Models:
             },
         )
 
-    def _digests(self, spec: known.ModelSpec, receipt: Mapping[str, Any]) -> list[str]:
+    def _digests(self, spec: known.ModelSpec) -> list[str]:
         """The sha256 of every file, read only where no receipt vouches for it."""
         for path in spec.files:
             if not os.path.isfile(path):
-                raise Problem(f"{spec.name}: {path} is not there; fetch it first, or name another file")
+                raise MakeError(f"{spec.name}: {path} is not there; fetch it first, or name another file")
         result = []
         for index, path in enumerate(spec.files):
             vouched = disk.read_receipt(path)
             found = str(vouched["sha256"]) if vouched else disk.sha256_file(path)
             wanted = spec.digests[index] if spec.digests else found
             if found != wanted:
-                raise Problem(
+                raise MakeError(
                     f"{spec.name}: {path} has sha256 {found}, not {wanted}; remove the file and run again"
                 )
             result.append(found)
@@ -276,8 +278,8 @@ class Models:
     def _handed_over(self, spec: known.ModelSpec, digests: list[str]) -> Iterator[None]:
         """Give the server the files for as long as it makes its own checked copy of them.
 
-        Files of ours on the same file system go by a second name, which costs no byte; the server has to own
-        them meanwhile, since it sets their times. Others are sent, so that the user's files are never touched.
+        Files of ours on the same file system go by a second name, which costs no byte; the server has to
+        own them meanwhile, since it sets their times. Others are sent, so that the user's are not touched.
         """
         pairs = list(zip(spec.files, digests, strict=True)) if spec.files else []
         size = sum(os.path.getsize(path) for path, _ in pairs)
@@ -331,7 +333,7 @@ class Models:
         for row in self.api.stream(path, body, self.timeout):
             last = str(row.get("status") or last)
         if last != "success":
-            raise Problem(
+            raise MakeError(
                 f"{spec.name}: the server stopped at '{last or 'nothing'}'; look at journalctl -u ollama"
             )
 
@@ -387,7 +389,7 @@ def main() -> None:
     try:
         models = Models(module.params, module.check_mode)
         models.apply()
-    except (known.ModelError, known.ApiError, disk.FileError, Problem, OSError) as error:
+    except (known.ModelError, known.ApiError, disk.FileError, MakeError, OSError) as error:
         module.fail_json(msg=f"ollama: {error}")
     module.exit_json(
         changed=bool(models.made or models.removed),

@@ -31,7 +31,13 @@ def problems() -> Problems:
     """The table of problems, with which everything else is reported."""
     path = CATALOG / "problems.yml"
     try:
-        rows = _parse(path.read_text(encoding="utf-8"))["problems"]
+        document = _parse(path.read_text(encoding="utf-8"))
+        unknown = sorted({"schema", "problems"} ^ document.keys())
+        if unknown or document["schema"] != 1:
+            raise KeyError(
+                f"expected the keys schema: 1 and problems, {unknown or document['schema']} is wrong"
+            )
+        rows = document["problems"]
         for code, row in rows.items():
             missing = [key for key in _BOOTSTRAP if key not in row]
             if missing:
@@ -152,7 +158,12 @@ def check(document: Any, schema: dict[str, Any], definition: str | None, path: P
     """
     target = {**schema, "$ref": f"#/$defs/{definition}"} if definition else schema
     errors = _validator()(target).iter_errors(document)
-    error = min(errors, key=lambda e: (len(e.absolute_path), str(e.message)), default=None)
+    # A misspelt key is also a missing one: the misspelt one is what people want to hear of.
+    error = min(
+        errors,
+        key=lambda e: (len(e.absolute_path), e.validator != "additionalProperties", str(e.message)),
+        default=None,
+    )
     if error is None:
         return
     where = ".".join(str(part) for part in error.absolute_path) or "/"

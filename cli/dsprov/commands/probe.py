@@ -33,7 +33,10 @@ def command(inventories: tuple[Path, ...], output: Path | None, **choices: Any) 
     def report(outcome: Outcome) -> None:
         import yaml
 
-        text = yaml.safe_dump(facts_document(outcome), sort_keys=False, allow_unicode=True)
+        facts = facts_document(outcome)
+        if not facts["hosts"]:
+            return  # Nothing was read: a file from an earlier look stays as it is.
+        text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
         if output is None:
             click.echo(text, nl=False)
         else:

@@ -15,7 +15,7 @@ import pytest
 import testinfra
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-INVENTORY = PROJECT / ".lab" / "molecule-demo" / "hosts.ini"
+INVENTORY = PROJECT / ".lab" / os.environ["LAB_PROJECT"] / "hosts.ini"
 TIER = PROJECT / "inventories" / "tiers" / "demo.yml"
 
 DROP_ROTATION = """

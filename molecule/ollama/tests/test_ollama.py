@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -92,6 +93,9 @@ def test_context_flash_attention_and_cache_took_effect(host: Any) -> None:
     for command in commands:
         assert "--flash-attn on" in command
         assert "--cache-type-k q8_0 --cache-type-v q8_0" in command
+    log = host.check_output("journalctl --unit ollama.service --output cat --no-pager")
+    assert re.search(r"llama_context: flash_attn += enabled", log)
+    assert re.search(r"llama_kv_cache: size = .* K \(q8_0\): .* V \(q8_0\):", log)
 
 
 def test_the_derived_model_has_its_description(host: Any) -> None:

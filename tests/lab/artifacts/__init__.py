@@ -1,4 +1,4 @@
-"""Builders of what the lab cannot download: the real Ollama, the real Open WebUI's image, hosts, a small model."""
+"""Builders of what the lab cannot download: the real Ollama and Open WebUI, hosts, a small model."""
 
 from .common import Artifact, BuildError, cache_root
 

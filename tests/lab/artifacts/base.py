@@ -1,4 +1,4 @@
-"""Root file systems of the lab: hosts as a Debian server installer leaves them, and the mirror that serves them."""
+"""Root file systems of the lab: hosts as a Debian server installer leaves them, and their mirror."""
 
 from __future__ import annotations
 
@@ -16,14 +16,27 @@ DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DEFAULT_SECURITY = "http://deb.debian.org/debian-security"
 
 # What a Debian server with the SSH task has; Docker, curl, zstd and the rest are the roles' own business.
-# python3-apt comes with a real server's standard task and cloud images (apt-listchanges, unattended-upgrades).
+# python3-apt comes with a real server's standard task and with cloud images.
 HOST_PACKAGES = (
-    "systemd systemd-sysv dbus libpam-systemd openssh-server python3 python3-apt sudo iproute2 iputils-ping "
-    "ca-certificates procps kmod netbase less"
-).split()
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "libpam-systemd",
+    "openssh-server",
+    "python3",
+    "python3-apt",
+    "sudo",
+    "iproute2",
+    "iputils-ping",
+    "ca-certificates",
+    "procps",
+    "kmod",
+    "netbase",
+    "less",
+)
 
 # A container that plays a site's mirrors: files over HTTP, an image registry, an apt cache.
-MIRROR_PACKAGES = "nginx-light docker-registry apt-cacher-ng ca-certificates procps tini".split()
+MIRROR_PACKAGES = ("nginx-light", "docker-registry", "apt-cacher-ng", "ca-certificates", "procps", "tini")
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ _HOST_HOOKS = (
     ': > "$1"/etc/machine-id',
     'rm -f "$1"/var/lib/dbus/machine-id',
     'mkdir -p "$1"/etc/systemd/system/ssh.service.d',
-    r"""printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n'"""
+    r"""printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A"""
+    r"""\nExecStartPre=/usr/sbin/sshd -t\n'"""
     ' > "$1"/etc/systemd/system/ssh.service.d/lab-host-keys.conf',
     'chroot "$1" systemctl mask systemd-firstboot.service systemd-udevd.service systemd-udev-trigger.service'
     " systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-networkd-wait-online.service"
@@ -59,13 +73,13 @@ _HOST_HOOKS = (
 _HOST_CHANGES = ('CMD ["/sbin/init"]', "ENV container=docker")
 
 RECIPES = {
-    "debian-12": Recipe("debian-12", "bookworm", "12", tuple(HOST_PACKAGES), _HOST_HOOKS, _HOST_CHANGES),
-    "debian-13": Recipe("debian-13", "trixie", "13", tuple(HOST_PACKAGES), _HOST_HOOKS, _HOST_CHANGES),
+    "debian-12": Recipe("debian-12", "bookworm", "12", HOST_PACKAGES, _HOST_HOOKS, _HOST_CHANGES),
+    "debian-13": Recipe("debian-13", "trixie", "13", HOST_PACKAGES, _HOST_HOOKS, _HOST_CHANGES),
     "mirror": Recipe(
         "mirror",
         "bookworm",
         "12",
-        tuple(MIRROR_PACKAGES),
+        MIRROR_PACKAGES,
         (),
         ('CMD ["/bin/bash"]',),
     ),
@@ -73,7 +87,7 @@ RECIPES = {
 
 
 def apt_sources() -> tuple[str, str]:
-    """The Debian and security mirrors that this machine's own apt uses, where it is Debian; else the defaults."""
+    """The mirrors that this machine's own apt uses, where it is Debian; else the defaults."""
     if common.os_release().get("ID") != "debian":
         return DEFAULT_MIRROR, DEFAULT_SECURITY
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
@@ -117,7 +131,8 @@ def rootfs(recipe: Recipe, archive: Path, log: Log) -> None:
                 '--aptopt=Acquire::Retries "3"',
                 *_apt_proxies(),
                 *(f"--customize-hook={hook}" for hook in recipe.hooks),
-                '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
+                '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap',
+                '--customize-hook=rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
                 suite,
                 tar,
                 *lines,
@@ -130,7 +145,9 @@ def rootfs(recipe: Recipe, archive: Path, log: Log) -> None:
 
 def _from_registry(recipe: Recipe, tag: str, folder: Path, log: Log) -> None:
     """The other way, where mmdebstrap cannot be had: the public Debian image with the same packages."""
-    chroot = " && ".join(hook.replace('chroot "$1" ', "").replace('"$1"', "") for hook in recipe.hooks) or "true"
+    chroot = (
+        " && ".join(hook.replace('chroot "$1" ', "").replace('"$1"', "") for hook in recipe.hooks) or "true"
+    )
     lines = [
         f"FROM debian:{recipe.version}",
         "RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "
@@ -166,7 +183,7 @@ def build_image(name: str, cache: Path, log: Log, recipes: Mapping[str, Recipe] 
         if _can_bootstrap(log):
             rootfs(recipe, archive, log)
         else:
-            log(f"{name}: no mmdebstrap or Debian keyring here, trying the public image debian:{recipe.version}")
+            log(f"{name}: no mmdebstrap or Debian keyring here, trying the image debian:{recipe.version}")
             _from_registry(recipe, tag, out / "build", log)
             container = common.run(["docker", "create", tag]).strip()
             try:
@@ -175,7 +192,11 @@ def build_image(name: str, cache: Path, log: Log, recipes: Mapping[str, Recipe] 
                 common.run(["docker", "rm", container])
             common.run(["zstd", "-q", "-3", "-T0", "--rm", "-f", out / "rootfs.tar", "-o", archive])
         return Artifact(
-            archive, common.sha256_of(archive), archive.stat().st_size, recipe.version, {"image": tag, "name": name}
+            archive,
+            common.sha256_of(archive),
+            archive.stat().st_size,
+            recipe.version,
+            {"image": tag, "name": name},
         )
 
     made = common.cached(cache, f"base-{name}", content, make, log)

@@ -11,7 +11,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A thing that a builder made: a file or folder of the cache, or (extra["image"]) a local Docker image."""
+    """A thing that a builder made: a file or folder of the cache; extra["image"] is a local Docker image."""
 
     path: Path
     sha256: str
@@ -72,7 +71,7 @@ def step(log: Log, what: str) -> Iterator[None]:
 
 
 def run(
-    argv: Sequence[str | Path],
+    argv: Sequence[object],
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
@@ -83,20 +82,24 @@ def run(
     words = [str(word) for word in argv]
     merged = {**os.environ, **(env or {})}
     if log_file is None:
-        done = subprocess.run(words, cwd=cwd, env=merged, stdin=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, cwd=cwd, env=merged, stdin=stdin, capture_output=True, text=True, check=False
+        )
         tail = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
         if done.returncode:
             raise BuildError(f"{shlex.join(words[:4])} ended with {done.returncode}: {tail[0]}")
         return done.stdout
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as stream:
-        code = subprocess.run(words, cwd=cwd, env=merged, stdin=stdin, stdout=stream, stderr=stream, check=False).returncode
+        code = subprocess.run(
+            words, cwd=cwd, env=merged, stdin=stdin, stdout=stream, stderr=stream, check=False
+        ).returncode
     if code:
         raise BuildError(f"{shlex.join(words[:4])} ended with {code}: see {log_file}")
     return ""
 
 
-# --- tools -----------------------------------------------------------------------------------------------------
+# --- tools
 
 
 def os_release() -> dict[str, str]:
@@ -106,7 +109,7 @@ def os_release() -> dict[str, str]:
 
 
 def need_tools(tools: Mapping[str, str], log: Log) -> None:
-    """See that each command is there; as root on Debian install its package, else say in one line what is missing."""
+    """See that each command is there; as root on Debian install it, else say in one line what is missing."""
     missing = {tool: package for tool, package in tools.items() if not shutil.which(tool)}
     if not missing:
         return
@@ -124,7 +127,7 @@ def need_tools(tools: Mapping[str, str], log: Log) -> None:
         raise BuildError(f"not on this machine: {names}; install them and run the same command again")
 
 
-# --- cache -----------------------------------------------------------------------------------------------------
+# --- cache
 
 
 @contextlib.contextmanager
@@ -152,21 +155,23 @@ def _load(folder: Path) -> Artifact | None:
         return None
 
 
-def cached(cache: Path, kind: str, recipe: Mapping[str, Any], make: Callable[[Path], Artifact], log: Log) -> Artifact:
-    """Return what was made from this recipe, or make it in a temporary folder and move it into place at once."""
+def cached(
+    cache: Path, kind: str, recipe: Mapping[str, Any], make: Callable[[Path], Artifact], log: Log
+) -> Artifact:
+    """Return what was made from this recipe, or make it in a temporary folder and rename that."""
     key = key_of(recipe)
     final = cache / kind / key
-    with locked(cache, f"{kind}-{key}", log):
+    with locked(cache, kind, log):
         found = _load(final)
         if found is not None:
             log(f"{kind} {found.version}: cached ({key})")
             return found
         begun = time.monotonic()
-        (cache / "tmp").mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=cache / "tmp"))
+        work = cache / "tmp" / kind  # ours while we hold the lock; what a killed run left there goes
+        shutil.rmtree(work, ignore_errors=True)
+        out = work / "out"
+        out.mkdir(parents=True)
         try:
-            out = work / "out"
-            out.mkdir()
             made = make(out)
             relative = "" if made.path == out else str(made.path.relative_to(out))
             row = asdict(made) | {"path": relative, "recipe": dict(recipe)}
@@ -183,7 +188,7 @@ def cached(cache: Path, kind: str, recipe: Mapping[str, Any], make: Callable[[Pa
         return loaded
 
 
-# --- bytes from outside ----------------------------------------------------------------------------------------
+# --- bytes from outside
 
 
 def pypi_index() -> str:
@@ -202,11 +207,18 @@ def download(url: str, dest: Path, sha256: str) -> None:
     """Fetch a file, refuse it when its digest differs, and put it in place at once."""
     dest.parent.mkdir(parents=True, exist_ok=True)
     part = dest.with_name(dest.name + ".part")
-    digest = hashlib.sha256()
-    with urlopen(Request(url), timeout=60) as answer, part.open("wb") as out:
-        while block := answer.read(CHUNK):
-            digest.update(block)
-            out.write(block)
+    for tries_left in (2, 1, 0):
+        digest = hashlib.sha256()
+        try:
+            with urlopen(Request(url), timeout=60) as answer, part.open("wb") as out:
+                while block := answer.read(CHUNK):
+                    digest.update(block)
+                    out.write(block)
+            break
+        except OSError as problem:
+            if not tries_left:
+                raise BuildError(f"{url}: {problem}; see that this machine reaches it, then go on") from None
+            time.sleep(2)
     if digest.hexdigest() != sha256:
         part.unlink()
         raise BuildError(f"{url}: sha256 is {digest.hexdigest()}, expected {sha256}")
@@ -221,8 +233,11 @@ def pypi_file(cache: Path, project: str, filename: str, sha256: str, log: Log) -
             return dest
         with step(log, f"fetching {filename}"):
             index = f"{pypi_index()}/{project}/"
-            with urlopen(Request(index, headers={"Accept": PYPI_JSON}), timeout=60) as answer:
-                rows = json.load(answer)["files"]
+            try:
+                with urlopen(Request(index, headers={"Accept": PYPI_JSON}), timeout=60) as answer:
+                    rows = json.load(answer)["files"]
+            except (OSError, ValueError) as problem:
+                raise BuildError(f"{index}: {problem}; set PIP_INDEX_URL to an index that answers") from None
             urls = [row["url"] for row in rows if row["filename"] == filename]
             if not urls:
                 raise BuildError(f"{index} lists no file {filename}")
@@ -230,13 +245,16 @@ def pypi_file(cache: Path, project: str, filename: str, sha256: str, log: Log) -
     return dest
 
 
-# --- Docker ----------------------------------------------------------------------------------------------------
+# --- Docker
 
 
 def image_id(tag: str) -> str | None:
     """The id of a local image, or None."""
     done = subprocess.run(
-        ["docker", "image", "inspect", "--format", "{{.Id}}", tag], capture_output=True, text=True, check=False
+        ["docker", "image", "inspect", "--format", "{{.Id}}", tag],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() if done.returncode == 0 else None
 

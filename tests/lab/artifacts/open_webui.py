@@ -1,4 +1,4 @@
-"""The real Open WebUI from PyPI, as a local image with the published image's interface (no registry can be reached)."""
+"""The real Open WebUI from PyPI, as a local image with the interface of the published one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ WHEEL = f"open_webui-{VERSION}-py3-none-any.whl"
 UV_VERSION = "0.13.9"
 PYTHON = "3.11"
 PLATFORM = "x86_64-manylinux_2_36"
+TARGET = ("--python-version", PYTHON, "--python-platform", PLATFORM)
 REVISION = 1
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -33,11 +34,16 @@ RUNTIME = base.Recipe(
     ('CMD ["python3"]',),
 )
 
+COMPILE = (
+    "python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash "
+    f"/usr/local/lib/python{PYTHON}/dist-packages"
+)
+
 DOCKERFILE = f"""\
 FROM {{runtime}}
 COPY site/ /usr/local/lib/python{PYTHON}/dist-packages/
 COPY app/ /app/
-RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /usr/local/lib/python{PYTHON}/dist-packages || true
+RUN {COMPILE} || true
 ENV FROM_INIT_PY=true DATA_DIR=/app/backend/data HOST=0.0.0.0 PORT=8080 ENV=prod \\
     RAG_EMBEDDING_ENGINE=openai PYTHONUNBUFFERED=1 SCARF_NO_ANALYTICS=true DO_NOT_TRACK=true \\
     ANONYMIZED_TELEMETRY=false WEBUI_BUILD_VERSION={VERSION}
@@ -69,17 +75,17 @@ def lock(cache: Path, log: Log) -> Path:
     """Resolve the requirements anew (for a maintainer who changes the version) and write the lock file."""
     work = cache / "tmp"
     work.mkdir(parents=True, exist_ok=True)
-    names = [line for line in LEFT_OUT.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    rows = LEFT_OUT.read_text(encoding="utf-8").splitlines()
+    names = [row for row in rows if row and not row.startswith("#")]
     never = work / "left-out.txt"
     never.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in names), encoding="utf-8")
     wanted = work / "open-webui.in"
     wanted.write_text(f"open-webui=={VERSION}\n", encoding="utf-8")
-    resolved = common.run(
-        [_uv(cache, log), "pip", "compile", "-q", wanted, "--overrides", never, "--python-version", PYTHON]
-        + ["--python-platform", PLATFORM, "--no-annotate", "--no-header"]
-    )
+    compiling = [_uv(cache, log), "pip", "compile", "-q", "--no-annotate", "--no-header", *TARGET]
+    resolved = common.run([*compiling, "--overrides", never, wanted])
     head = (
-        f"# Open WebUI {VERSION} for CPython {PYTHON} on glibc 2.36, less what {LEFT_OUT.name} names; made by\n"
+        f"# Open WebUI {VERSION} for CPython {PYTHON} on glibc 2.36, less what {LEFT_OUT.name} names;"
+        " made by\n"
         "#   python -m tests.lab.artifacts lock-open-webui\n"
     )
     LOCK.write_text(head + resolved, encoding="utf-8")
@@ -92,7 +98,8 @@ def _thin(site: Path) -> None:
     for path in frontend.rglob("*.map"):
         path.unlink()
     seen: dict[str, Path] = {}
-    for path in sorted(path for path in frontend.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20):
+    large = [path for path in frontend.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20]
+    for path in sorted(large):
         digest = common.sha256_of(path)
         first = seen.setdefault(digest, path)
         if first is not path:
@@ -104,7 +111,12 @@ def build(cache: Path, log: Log) -> Artifact:
     """See that the local image `dsprov-lab/open-webui:KEY` is there; extra["image"] is its tag."""
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (LOCK, START)}
     runtime = base.build_image(RUNTIME.name, cache, log, {RUNTIME.name: RUNTIME})
-    recipe = {"dockerfile": DOCKERFILE, "files": files, "runtime": runtime.extra["image"], "revision": REVISION}
+    recipe = {
+        "dockerfile": DOCKERFILE,
+        "files": files,
+        "runtime": runtime.extra["image"],
+        "revision": REVISION,
+    }
     tag = f"dsprov-lab/open-webui:{common.key_of(recipe)}"
 
     def make(out: Path) -> Artifact:
@@ -114,11 +126,19 @@ def build(cache: Path, log: Log) -> Artifact:
             wheel = common.pypi_file(cache, "open-webui", WHEEL, WHEEL_SHA256, log)
             pins = out / "requirements.txt"
             rows = LOCK.read_text(encoding="utf-8").splitlines()
-            pins.write_text("\n".join(row for row in rows if not row.startswith("open-webui==")), encoding="utf-8")
-            common.run(
-                [_uv(cache, log), "pip", "install", "-q", "--target", site, "--python-version", PYTHON]
-                + ["--python-platform", PLATFORM, "--no-deps", "--only-binary", ":all:", "-r", pins, wheel]
-            )
+            rows = [row for row in rows if not row.startswith("open-webui==")]
+            pins.write_text("\n".join(rows), encoding="utf-8")
+            installing = [
+                _uv(cache, log),
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                *TARGET,
+            ]
+            common.run([*installing, "--target", site, "-r", pins, wheel])
             pins.unlink()
             _thin(site)
         shutil.copy(START, app / "start.sh")
@@ -129,13 +149,10 @@ def build(cache: Path, log: Log) -> Artifact:
         for folder in (site, out / "app"):
             shutil.rmtree(folder)
         identity = common.image_id(tag) or ""
-        return Artifact(
-            out, identity.removeprefix("sha256:"), size, VERSION, {"image": tag, "name": "ghcr.io/open-webui/open-webui"}
-        )
+        extra = {"image": tag, "name": "ghcr.io/open-webui/open-webui"}
+        return Artifact(out, identity.removeprefix("sha256:"), size, VERSION, extra)
 
     with common.locked(cache, "image-open-webui", log):
         if common.image_id(tag) is None:
             shutil.rmtree(cache / "open-webui" / common.key_of(recipe), ignore_errors=True)
-        made = common.cached(cache, "open-webui", recipe, make, log)
-    return made
-
+        return common.cached(cache, "open-webui", recipe, make, log)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import ollama as known
 
 VERSION = "0.32.7"

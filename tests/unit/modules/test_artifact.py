@@ -391,3 +391,24 @@ def test_no_password_in_messages(url: str, expected: str) -> None:
 def test_a_bad_digest_is_refused(tmp_path: Path, digest: str) -> None:
     with pytest.raises(ModuleFailedError, match="64 hex digits"):
         run_module("artifact", name="x", sha256=digest, sources=["file:///x"], dest=str(tmp_path / "x"))
+
+
+def test_a_second_run_waits_for_one_that_gets_on(server: Server, tmp_path: Path) -> None:
+    dest = tmp_path / "file"
+    entered, leave = threading.Event(), threading.Event()
+
+    def other_run() -> None:
+        with files.locked(files.key_of(str(dest)), 0):
+            entered.set()
+            for size in range(1, 8):
+                (tmp_path / "file.part").write_bytes(b"x" * size)
+                leave.wait(0.3)
+            (tmp_path / "file.part").unlink()
+            dest.write_bytes(BODY)
+
+    thread = threading.Thread(target=other_run)
+    thread.start()
+    entered.wait()
+    result = get(dest, server.url + "/file", lock_timeout=1)
+    thread.join()
+    assert result["changed"] and server.seen == [], "what the other run brought is taken as it is"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import files as disk
 from ansible_collections.dsprov.appliance.plugins.module_utils import ollama as known
-
 from tests.unit.modules.harness import ModuleFailedError, run_module
 
 GGUF = b"GGUF" + os.urandom(4096)
@@ -112,6 +112,7 @@ class Host:
 
     def run(self, check: bool = False, **model: Any) -> dict[str, Any]:
         model.setdefault("name", "small:1")
+        model.setdefault("keep_source", True)
         return run_module(
             "ollama_model",
             check=check,
@@ -166,7 +167,7 @@ def test_source_that_was_removed_is_not_asked_for_again(host: Host) -> None:
 def test_only_sources_in_our_own_folder_are_removed(
     host: Host, tmp_path: Path, ours: bool, keep: bool, left: bool
 ) -> None:
-    source = tmp_path / "data" / "models" / "small.gguf" if ours else host.source
+    source = host.source if ours else tmp_path / "weights" / "small.gguf"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_bytes(GGUF)
     host.run(files=[str(source)], keep_source=keep)
@@ -242,7 +243,7 @@ def test_check_mode_asks_nobody(host: Host) -> None:
     assert not host.receipts.exists()
 
 
-def test_a_server_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_named(host: Host) -> None:
     host.server.shutdown()
     host.server.server_close()
     with pytest.raises(ModuleFailedError, match="does not answer"):

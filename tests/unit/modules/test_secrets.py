@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.dsprov.appliance.plugins.modules import secrets as module
 
 WANTED = [
@@ -50,7 +51,7 @@ def test_made_once_private_and_kept(tmp_path: Path) -> None:
     assert mode(tmp_path / "s" / "x.env") == mode(tmp_path / "s" / "password") == 0o600
     second = converge(tmp_path)
     assert (second.made, second.changed_paths, values(tmp_path)) == ([], [], made)
-    assert sorted(os.listdir(tmp_path / "s")) == ["password", "x.env"]
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["password", "x.env"]
 
 
 def test_two_hosts_never_share_a_value(tmp_path: Path) -> None:

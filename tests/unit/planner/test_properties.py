@@ -170,7 +170,7 @@ def replaced(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def plan_or_refuse(document: Any) -> None:
-    """As `dsprov plan --facts` does: the schema first, then the planner. Anything but a named problem fails."""
+    """As `dsprov plan --facts` does: the schema, then the planner. Anything but a named problem fails."""
     try:
         check(document, facts_schema(), None, "facts.yml")
     except ProblemError as error:

@@ -19,7 +19,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
 BROKEN = [
-    ("not YAML", "hosts: [", "line 1"),
+    ("not YAML", "hosts: [", "line "),
     ("tab", "hosts:\n\tx: 1", "line 2"),
     ("binary", bytes(range(256)), "utf-8"),
     ("two documents", "a: 1\n---\nb: 2\n", "line 2"),

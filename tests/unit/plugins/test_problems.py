@@ -22,7 +22,11 @@ from tests.conftest import ROOT
 ROWS: dict[str, Any] = catalogue.problems().rows
 TEXTS = ("en", "zh", "remedy_en", "remedy_zh")
 # Codes that a variable holds at the place where they are used.
-BY_VARIABLE = {code for code, row in ROWS.items() if "match" in row} | {"task-failed", "interrupted"}
+BY_VARIABLE = {code for code, row in ROWS.items() if "match" in row} | {
+    "task-failed",
+    "interrupted",
+    "system-error",
+}
 
 
 def fields(row: dict[str, Any], *keys: str) -> set[str]:

@@ -1,0 +1,66 @@
+"""The real Ansible on this very machine, reading only: what recorded events of other tests stand for."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import check, facts_schema
+from tests.conftest import Dsprov
+
+Write = Callable[[str, Any], Path]
+LOCAL = f"here ansible_connection=local ansible_become=false ansible_python_interpreter={sys.executable}\n"
+
+
+def closed_port() -> int:
+    """A port of ours that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_one_host_answers_and_one_does_not(dsprov: Dsprov, write: Write) -> None:
+    away = f"away ansible_host=127.0.0.1 ansible_port={closed_port()} ansible_ssh_retries=0\n"
+    said = dsprov("probe", "-i", write("hosts.ini", LOCAL + away), "--json")
+    assert said.code == 4, said.err
+    check(said.document, facts_schema(), None, "probe")
+    assert list(said.document["hosts"]) == ["here"]
+    assert "away: unreachable" in said.err
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "code", "says"),
+    [
+        ("[gpus]\n", [], 2, "hosts.ini: the inventory names no hosts"),
+        ("[gpus\nx\n", [], 2, "hosts.ini: "),
+        (LOCAL, ["--limit", "nobody"], 2, "--limit nobody: no host of the inventory matches"),
+        (
+            LOCAL + "[all:vars]\ndsprov_contextlength=4\n",
+            [],
+            2,
+            "hosts.ini:2: dsprov_contextlength: there is no such variable; did you mean dsprov_context_length?",
+        ),
+        (
+            LOCAL + "[all:vars]\ndsprov_parallel=many\n",
+            [],
+            2,
+            "dsprov_parallel: 'many' is not a whole number",
+        ),
+        (LOCAL + "[all:vars]\nollama_models={{ nowhere }}\n", [], 2, "nowhere"),
+        (LOCAL + "[all:vars]\ndsprov_context_length=99999\n", [], 3, "8192 tokens"),
+    ],
+)
+def test_what_people_wrote_is_checked_before_anything_is_touched(
+    content: str, more: list[str], code: int, says: str, dsprov: Dsprov, write: Write
+) -> None:
+    said = dsprov("check", "--tier", "demo", "-i", write("hosts.ini", content), *more, "--json")
+    assert said.code == code, said.err
+    assert says in said.err
+    assert "Traceback" not in said.err
+    assert said.document["exit"] == code
+    assert said.document["problems"]
