@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -183,4 +182,6 @@ def _cannot(error: OSError, as_json: bool) -> int:
 
 
 def _print_failure(problems: list[Any], code: int) -> None:
+    import json
+
     print(json.dumps({"schema": 1, "ok": False, "exit": code, "problems": problems}, ensure_ascii=False))

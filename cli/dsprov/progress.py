@@ -15,7 +15,6 @@ STAGES = {
     "Probe": ("Reading the hosts", "读取主机"),
     "Preflight": ("Preflight: variables, hosts, plan", "预检:变量、主机、方案"),
     "Converge": ("Converge: bring every part to its state", "部署:使各部分达到目标状态"),
-    "Accept": ("Accept: prove that people can use it", "验收:证明可以使用"),
     "Status": ("Looking at the services", "查看服务"),
 }
 HEARTBEAT_SECONDS = 20

@@ -7,7 +7,6 @@ The rows are data (catalog/problems.yml); this module fills their words in.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -79,6 +78,8 @@ class _Words(dict[str, Any]):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word most like the given one, for "did you mean"; the first known one if none is alike."""
+    import difflib  # Only who mistyped waits for it.
+
     choices = sorted(known)
     return (difflib.get_close_matches(word, choices, n=1, cutoff=0.4) or choices or [""])[0]
 

@@ -125,7 +125,7 @@ def call(
 ) -> tuple[int, Any]:
     """Return status and JSON of one request; status 0 if nothing answers."""
     data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data=data)  # noqa: S310 (the address that the role serves at)
+    request = urllib.request.Request(url, data=data)
     request.add_header("Accept", "application/json")
     if body is not None:
         request.add_header("Content-Type", "application/json")

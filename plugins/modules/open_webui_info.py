@@ -101,7 +101,7 @@ from ansible.module_utils.basic import AnsibleModule
 def run(*command: str) -> tuple[int, str]:
     """Run a command without a shell; return its exit status and output."""
     try:
-        done = subprocess.run(  # noqa: S603 (a list of words, no shell)
+        done = subprocess.run(
             command,
             capture_output=True,
             text=True,

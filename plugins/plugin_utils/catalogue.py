@@ -9,18 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problems, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOG = ROOT / "catalog"
 TIERS = ROOT / "inventories" / "tiers"
 # File stem to the key inside it; `systems` has two keys and is handed on whole.
-TIER_KEYS = ("dsprov_tier", "dsprov_tier_title", "dsprov_model")
 PARTS = ("models", "engines", "software", "channels", "variables", "systems")
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# What every tier must say.
+TIER_KEYS = ("dsprov_tier", "dsprov_tier_title", "dsprov_model")
+# A tier's title as our own files write it: two plain lines, which need no YAML reader to be understood.
+_TITLE = re.compile(r"(?m)^    dsprov_tier_title:\n      en: (\w[^#\n]*)\n      zh: (\w[^#\n]*)$")
 # A document of people: more than this is a mistake, or made to hurt (aliases of aliases).
 MAX_BYTES = 16 * 1024 * 1024
 MAX_VALUES = 1_000_000
@@ -29,6 +28,8 @@ MAX_VALUES = 1_000_000
 @cache
 def problems() -> Problems:
     """The table of problems, with which everything else is reported."""
+    import yaml
+
     path = CATALOG / "problems.yml"
     try:
         document = _parse(path.read_text(encoding="utf-8"))
@@ -85,6 +86,8 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ProblemError: file-missing, or document-invalid with line and column.
     """
+    import yaml
+
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -116,7 +119,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - the safe loader, in C where PyYAML has it
+    import yaml  # A third of what `dsprov tiers list` would take.
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(text, Loader=loader)  # noqa: S506 - the safe loader, in C where PyYAML has it
 
 
 def _weigh(document: Any) -> None:
@@ -222,6 +228,15 @@ def tier_path(name: str) -> Path:
     if name not in names:
         raise problems().error("tier-unknown", tier=name, nearest=nearest(name, names))
     return TIERS / f"{name}.yml"
+
+
+def tier_title(name: str) -> dict[str, str]:
+    """What a tier is for, in both languages."""
+    found = _TITLE.search(tier_path(name).read_text(encoding="utf-8"))
+    if found and ": " not in found[1] + found[2]:
+        return {"en": found[1].strip(), "zh": found[2].strip()}
+    title: dict[str, str] = tier_variables(name)["dsprov_tier_title"]
+    return title
 
 
 def tier_variables(name: str) -> dict[str, Any]:

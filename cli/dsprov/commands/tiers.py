@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import click
 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
     tier_names,
     tier_path,
+    tier_title,
     tier_variables,
 )
 from dsprov import options
@@ -25,8 +26,10 @@ def command() -> None:
 @options.lang
 def list_tiers(as_json: bool) -> None:
     """A line a tier."""
-    rows = [{"name": name, "title": tier_variables(name)["dsprov_tier_title"]} for name in tier_names()]
+    rows: list[dict[str, Any]] = [{"name": name, "title": tier_title(name)} for name in tier_names()]
     if as_json:
+        import json
+
         click.echo(json.dumps({"schema": 1, "tiers": rows}, ensure_ascii=False))
         return
     for row in rows:
@@ -41,6 +44,8 @@ def show_tier(name: str, as_json: bool) -> None:
     """The settings of one tier; whatever the user's inventory says wins over them."""
     variables = tier_variables(name)
     if as_json:
+        import json
+
         click.echo(json.dumps({"schema": 1, "name": name, "variables": variables}, ensure_ascii=False))
         return
     click.echo(f"{name}: {pick(variables['dsprov_tier_title'])}")

@@ -103,7 +103,7 @@ def converge() -> Iterator[tuple[str, str, str]]:
         env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     start = done.stdout.find("{")

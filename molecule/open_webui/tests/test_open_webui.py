@@ -87,7 +87,8 @@ def test_no_secret_lies_anywhere_else(host: Any) -> None:
         f"umask 077; sed -n 's/^[A-Z_]*=//p' {ENV_FILE} > /run/patterns; test -s /run/patterns || exit 9; "
         "{ grep -rlFf /run/patterns --exclude-dir=secrets /etc /var/log /tmp /home /root /var/lib/dsprov "
         "/var/lib/docker/containers 2>/dev/null; ps axww -o args | grep -Ff /run/patterns; "
-        "journalctl --no-pager | grep -Ff /run/patterns; docker inspect dsprov-open-webui | grep -Ff /run/patterns; "
+        "journalctl --no-pager | grep -Ff /run/patterns; "
+        "docker inspect dsprov-open-webui | grep -Ff /run/patterns; "
         "docker logs dsprov-open-webui 2>&1 | grep -Ff /run/patterns; } | cut -c1-100; rm /run/patterns"
     )
     with host.sudo():

@@ -1,4 +1,4 @@
-"""open_webui_check against a real server, sqlite_backup on real databases, open_webui_info on this machine."""
+"""open_webui_check against a real server, sqlite_backup on real databases, open_webui_info here."""
 
 from __future__ import annotations
 

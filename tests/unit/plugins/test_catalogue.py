@@ -99,7 +99,20 @@ def test_8_0_is_no_whole_number() -> None:
 def test_tier_variables(name: str) -> None:
     variables = catalogue.tier_variables(name)
     assert variables["dsprov_tier"] == name
+    assert catalogue.tier_title(name) == variables["dsprov_tier_title"]
     assert variables["dsprov_model"] in catalogue.catalogue()["models"]
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["{en: a, zh: b}", "\n      en: 'a'\n      zh: b # b", "\n      zh: b\n      en: a", "&t {en: a, zh: b}"],
+)
+def test_a_title_may_be_written_in_any_yaml(
+    title: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"all:\n  vars:\n    dsprov_tier: x\n    dsprov_tier_title: {title}\n    dsprov_model: m\n"
+    monkeypatch.setattr(catalogue, "TIERS", write("x.yml", text).parent)
+    assert catalogue.tier_title("x") == {"en": "a", "zh": "b"}
 
 
 @pytest.mark.parametrize("name", ["demoo", "", "../tiers/demo", "Demo", "demo\n"])
