@@ -8,11 +8,15 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.outcome import refusal
 
 
 class ActionModule(ActionBase):
-    """Options: `plan`. Returns this host's row as `row`."""
+    """Options: `plan`, and `install`: also stop at what can be planned, but not installed by this release.
+
+    Returns this host's row as `row`.
+    """
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -23,5 +27,7 @@ class ActionModule(ActionBase):
         host = (task_vars or {})["inventory_hostname"]
         plan = self._task.args["plan"]
         mine = [problem for problem in plan["problems"] if problem["host"] in (None, host)]
+        if self._task.args.get("install", True):
+            mine = [problems().at_install(problem) for problem in mine]
         row = next((row for row in plan["hosts"] if row["name"] == host), None)
         return {**result, "changed": False, "row": row, **refusal(mine)}

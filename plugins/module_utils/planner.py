@@ -2,44 +2,49 @@
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 """The planner: facts, a request and the catalogue in, a plan out. Pure: no input or output, no clock.
 
-All sizes are bytes. Memory is estimated from first principles: the weights' byte count, the KV cache by
-layers x KV heads x head size x cache type, llama.cpp's compute buffer by batch x vocabulary, and what CUDA
-takes for itself.
+All sizes are bytes. `sizing` says how much memory a variant takes, `attempts` what one engine makes of one
+host; here engines are chosen, hosts joined, and refusals given a way out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems, human_bytes
+from ansible_collections.dsprov.appliance.plugins.module_utils import commands, sizing
+from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import (
+    Attempt,
+    Situation,
+    Trial,
+    attempt,
+    candidates,
+    gpu_memory,
+    tensor_row,
+)
+from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, named
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
+from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import KV_BYTES, kv_bytes_per_token
 from ansible_collections.dsprov.appliance.plugins.module_utils.sources import file_sources, resolve_channel
 
-SCHEMA = 1
-MIB = 1024 * 1024
+__all__ = ["KV_BYTES", "Request", "digest", "kv_bytes_per_token", "plan"]
 
-# Bytes per value of a KV cache type: q8_0 packs 32 values with one f16 scale in 34 bytes, q4_0 in 18.
-KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-# llama.cpp's default micro batch; its output buffer of f32 logits dominates the compute buffer.
-MICRO_BATCH = 512
-# A CUDA context with cuBLAS workspace, per device, and an allowance for fragmentation.
-CUDA_CONTEXT = 512 * MIB
-GPU_MARGIN = 0.05
-# The engine's own process, and what the operating system and Open WebUI want beside it.
-ENGINE_PROCESS = 256 * MIB
-SYSTEM_RESERVE = 1024 * MIB
-# Docker, the engine's libraries and Open WebUI's image with its layers unpacked.
-SOFTWARE_BYTES = {"engine": 4_000_000_000, "web_ui": 5_000_000_000}
-DISK_MARGIN = 0.10
-# Parameters from which on answers from a CPU take patience.
-SLOW_ON_CPU = 3_000_000_000
-# Open WebUI's port where `open_webui_port` does not say otherwise.
+SCHEMA = 1
+# Open WebUI's port where `open_webui_port` does not say otherwise, and the Docker it was tried with.
 WEB_UI_PORT = 8080
-# Where everything of ours lives; the disk that holds it is the one that must have room.
-DATA_MOUNT = "/var/lib/dsprov"
+DOCKER_FLOOR = (20, 10)
+# Hosts that may share one model; more are a fleet of their own.
+MOST_NODES = 8
+# Refusals that more hosts may mend, and those for which another wish may do.
+SPANNED = {"gpu-memory", "tensor-parallel"}
+WAYS_OUT = {
+    "compute-capability", "cpu-isa", "gpu-memory", "host-memory", "kv-cache-legacy", "model-unsupported",
+    "no-gpu", "precision-unsupported", "tensor-parallel",
+}  # fmt: skip
+INSTALL_ONLY = {"engine-unavailable", "weights-unverified"}
+SHORTEST_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,10 @@ class Request:
     variant: str = "auto"
     context_length: int = 8192
     parallel: int = 1
-    kv_cache_type: str = "q8_0"
+    kv_cache_type: str = "auto"
     placement: str = "auto"
+    ktransformers_method: str = "auto"
+    require_gpu: bool = False
     channel: str = "upstream"
     mirrors: Mapping[str, Any] | None = None
     web_ui: bool = True
@@ -71,16 +78,6 @@ class Request:
         return cls(**{name: given[name] for name in names & given.keys()})
 
 
-def kv_bytes_per_token(model: Mapping[str, Any], cache_type: str) -> int:
-    """Bytes of KV cache for one token of one request.
-
-    Source: keys and values of each layer, llama.cpp's `llama_kv_cache` ("K (q8_0): ... MiB" in its log).
-    """
-    shape = model["attention"]
-    values = 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"]
-    return int(values * KV_BYTES[cache_type])
-
-
 def plan(
     facts: Mapping[str, Any],
     request: Request,
@@ -92,28 +89,37 @@ def plan(
     Args:
         facts: a facts document, schema 1, already checked against its schema.
         request: what is asked for.
-        catalogue: models, engines, software, channels, systems and problems, as loaded from catalog/.
+        catalogue: models, gpus, engines, preference, channels, systems and problems, as loaded from catalog/.
         host_requests: requests of hosts whose own variables differ from the rest.
 
     Returns:
-        The plan, schema 1. `ok` is false when any problem is an error.
+        The plan, schema 1. `ok` is false when any problem is an error. What an install would stop at, but a
+        plan need not, is a warning here.
     """
     problems = Problems(catalogue["problems"])
     found: list[Problem] = []
-    hosts: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Any]] = {}
+    groups: list[tuple[Request, list[str]]] = []
     for name in sorted(facts["hosts"]):
         own = (host_requests or {}).get(name, request)
+        known = next((names for wish, names in groups if wish == own), None)
+        if known is None:
+            groups.append((own, known := []))
+        known.append(name)
+    for own, names in groups:
+        # What is wrong with a request that all hosts share is said once.
         troubles = _check_request(own, catalogue, problems)
         if not troubles:
-            row, troubles = _plan_host(name, facts["hosts"][name], own, catalogue, problems)
-            hosts.append(row)
-        # What is wrong with a request that all hosts share is said once.
+            made = _Group(names, facts["hosts"], own, catalogue, problems)
+            rows |= made.rows
+            troubles = made.problems
         found += [problem for problem in troubles if problem not in found]
+    hosts = [rows[name] for name in sorted(rows)]
     return {
         "schema": SCHEMA,
         "tier": request.tier,
         "ok": not any(problem["severity"] == "error" for problem in found),
-        "engine": _choose_engine(request, catalogue),
+        "engine": hosts[0]["engine"] if hosts else _engines(request, catalogue)[0],
         "model": request.model,
         "hosts": hosts,
         "problems": found,
@@ -126,10 +132,16 @@ def digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _choose_engine(request: Request, catalogue: Mapping[str, Any]) -> str:
+def _engines(request: Request, catalogue: Mapping[str, Any]) -> list[str]:
+    """Engines to try, best first (catalog/preference.yml)."""
     if request.engine != "auto":
-        return request.engine
-    return str(next(name for name, row in catalogue["engines"].items() if row["provisioned"]))
+        return [request.engine]
+    size = catalogue["models"].get(request.model, {"parameters": 0})["parameters"]
+    rows = catalogue["preference"]
+    row = next(
+        (row for row in rows if row["parameters_to"] is None or size <= row["parameters_to"]), rows[-1]
+    )
+    return list(row["engines"])
 
 
 def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Problems) -> list[Problem]:
@@ -138,11 +150,12 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
     model = catalogue["models"].get(request.model)
     if model is None:
         return [problems.make("model-unknown", model=request.model, known=_known(catalogue["models"]))]
-    name = _choose_engine(request, catalogue)
-    engine = catalogue["engines"].get(name)
-    if engine is None or not engine["provisioned"]:
-        ready = [key for key, row in catalogue["engines"].items() if row["provisioned"]]
-        return [problems.make("engine-unavailable", engine=name, known=_known(ready))]
+    names = _engines(request, catalogue)
+    engines = [catalogue["engines"][name] for name in names if name in catalogue["engines"]]
+    if not engines:
+        known = _known(catalogue["engines"])
+        return [problems.make("engine-unknown", engine=request.engine, known=known)]
+    engine = engines[0]
     variants = model["variants"]
     if request.variant not in ("auto", *variants):
         found.append(
@@ -150,38 +163,36 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
                 "variant-unknown", model=request.model, variant=request.variant, known=_known(variants)
             )
         )
-    elif not any(row["format"] in engine["formats"] for row in _candidates(request, model).values()):
-        formats = "/".join(sorted({row["format"] for row in _candidates(request, model).values()}))
+    elif not any(candidates(request, model, engine) for engine in engines):
+        chosen = variants.values() if request.variant == "auto" else [variants[request.variant]]
         found.append(
             problems.make(
                 "format-unsupported",
-                engine=name,
-                format=formats,
+                engine=names[0],
+                format="/".join(sorted({row["format"] for row in chosen})),
                 model=request.model,
                 variant=request.variant,
             )
         )
-    if request.kv_cache_type not in engine["kv_cache_types"]:
+    kind = request.kv_cache_type
+    if kind != "auto" and not any(kind in engine["kv_cache_types"] for engine in engines):
         found.append(
             problems.make(
-                "kv-cache-unsupported",
-                engine=name,
-                kind=request.kv_cache_type,
-                known=_known(engine["kv_cache_types"]),
+                "kv-cache-unsupported", engine=names[0], kind=kind, known=_known(engine["kv_cache_types"])
             )
         )
-    if request.placement not in engine["placements"]:
+    if not any(request.placement in engine["placements"] for engine in engines):
         found.append(
             problems.make(
                 "placement-unsupported",
-                engine=name,
+                engine=names[0],
                 placement=request.placement,
                 known=_known(engine["placements"]),
             )
         )
     for key, value, low, high in (
         ("dsprov_context_length", request.context_length, 256, 16 * 1024 * 1024),
-        ("dsprov_parallel", request.parallel, 1, 4096),
+        ("dsprov_parallel", request.parallel, 0, 4096),
     ):
         if not low <= value <= high:
             found.append(problems.make("value-out-of-range", key=key, value=value, expected=f"{low}..{high}"))
@@ -197,238 +208,439 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
     return found
 
 
-def _candidates(request: Request, model: Mapping[str, Any]) -> dict[str, Any]:
-    variants: dict[str, Any] = model["variants"]
-    return variants if request.variant == "auto" else {request.variant: variants[request.variant]}
+def _suits(request: Request, model: Mapping[str, Any], engine: Mapping[str, Any]) -> bool:
+    """Whether an engine can do what is wished, whatever the host."""
+    return (
+        bool(candidates(request, model, engine))
+        and request.kv_cache_type in ("auto", *engine["kv_cache_types"])
+        and request.placement in engine["placements"]
+    )
 
 
-def _plan_host(
-    name: str,
-    host: Mapping[str, Any],
-    request: Request,
-    catalogue: Mapping[str, Any],
-    problems: Problems,
-) -> tuple[dict[str, Any], list[Problem]]:
-    model = catalogue["models"][request.model]
-    engine_name = _choose_engine(request, catalogue)
-    engine = catalogue["engines"][engine_name]
-    found = _check_system(name, host, engine_name, catalogue, problems)
+class _Group:
+    """Hosts with the same wishes, planned together: each alone where it can, else as one.
 
-    # The largest variant is the most precise one; `auto` takes it where it fits, else the next.
-    loadable = {k: v for k, v in _candidates(request, model).items() if v["format"] in engine["formats"]}
-    ordered = sorted(loadable.items(), key=lambda item: -item[1]["bytes"])
-    disk = _data_disk(host)
-    for variant_name, variant in ordered:  # noqa: B007 - read below; _check_request promises one at least
-        fit = _fit(host, request, model, variant)
-        disk_bytes = _disk_bytes(variant, request)
-        # What an earlier run has brought needs no room again.
-        still_needed = max(0, disk_bytes - host.get("delivered_bytes", 0))
-        roomy = disk is None or still_needed <= disk["free_bytes"]
-        if roomy and fit.host_bytes <= host["memory_bytes"]:
-            break
+    Attributes:
+        rows: a row of the plan for each host that could be sized.
+        problems: what is wrong with the hosts, or worth knowing.
+    """
 
-    if fit.host_bytes > host["memory_bytes"]:
-        found.append(
-            problems.make(
-                "host-memory",
-                name,
-                model=request.model,
-                variant=variant_name,
-                needed=human_bytes(fit.host_bytes),
-                available=human_bytes(host["memory_bytes"]),
-            )
+    def __init__(
+        self,
+        names: Sequence[str],
+        hosts: Mapping[str, Any],
+        request: Request,
+        catalogue: Mapping[str, Any],
+        problems: Problems,
+    ) -> None:
+        self.names, self.hosts, self.request = names, hosts, request
+        self.catalogue, self._problems = catalogue, problems
+        self.model = catalogue["models"][request.model]
+        self.gpus = Gpus(catalogue["gpus"])
+        self._accelerators = {name: self.gpus.accelerators(hosts[name]) for name in names}
+        self._keys = {name: self._key(hosts[name]) for name in names}
+        self._known: dict[tuple[str, Request, str], Attempt] = {}
+        self._ways: dict[tuple[str, bool], dict[str, Any] | None] = {}
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.problems: list[Problem] = []
+        self._plan()
+
+    @staticmethod
+    def _key(host: Mapping[str, Any]) -> str:
+        """What of a host an attempt depends on: equal hosts are tried once."""
+        keys = ("cpu", "memory_bytes", "disks", "gpus", "delivered_bytes", "nics")
+        return json.dumps({key: host.get(key) for key in keys}, sort_keys=True)
+
+    def _situation(self, name: str, request: Request, engine: str) -> Situation:
+        return Situation(
+            self.hosts[name],
+            self._accelerators[name],
+            request,
+            self.model,
+            engine,
+            self.catalogue["engines"][engine],
+            self._problems,
         )
-    elif not fit.devices:
-        if model["parameters"] > SLOW_ON_CPU:
-            found.append(problems.make("cpu-only", name, model=request.model, tier=request.tier))
-    elif fit.gpu_layers < fit.total_layers:
-        found.append(problems.make("part-on-cpu", name, layers=fit.gpu_layers, total=fit.total_layers))
 
-    if disk is not None and disk["free_bytes"] < still_needed:
-        found.append(
-            problems.make(
-                "disk-space",
-                name,
-                mount=disk["mount"],
-                free=human_bytes(disk["free_bytes"]),
-                needed=human_bytes(still_needed),
-                missing=human_bytes(still_needed - disk["free_bytes"]),
-            )
-        )
-    found += _check_ports(name, host, request, engine_name, catalogue, problems)
+    def _attempt(self, name: str, request: Request, engine: str) -> Attempt:
+        key = (self._keys[name], _hashable(request), engine)
+        if key not in self._known:
+            self._known[key] = attempt(self._situation(name, request, engine))
+        return self._known[key]
 
-    channel, channel_problem = _channel(name, host, request, catalogue["channels"], problems)
-    if channel_problem:
-        found.append(channel_problem)
-    sources = resolve_channel(catalogue["channels"][channel], request.mirrors or {})
-    files = [
-        {
-            "name": file["name"],
-            "bytes": file["bytes"],
-            "sha256": file["sha256"],
-            "sources": file_sources(file, sources),
+    def _order(self, request: Request) -> list[str]:
+        engines = self.catalogue["engines"]
+        return [
+            name for name in _engines(request, self.catalogue) if _suits(request, self.model, engines[name])
+        ]
+
+    def _plan(self) -> None:
+        tried: dict[str, list[Attempt]] = {name: [] for name in self.names}
+        chosen: dict[str, Attempt] = {}
+        own: dict[str, list[Problem]] = {}
+        for name in self.names:
+            own[name] = self._host_problems(name)
+            if self.request.require_gpu and not self._accelerators[name].cards:
+                engine = self._order(self.request)[0]
+                trouble = self._problems.make("no-gpu", model=self.request.model, engine=engine)
+                chosen[name] = Attempt(engine, Trial("", (trouble,)))
+        waiting = [name for name in self.names if name not in chosen]
+        for engine in self._order(self.request):
+            for name in waiting:
+                one = self._attempt(name, self.request, engine)
+                tried[name].append(one)
+                if one.ok:
+                    chosen[name] = one
+            waiting = [name for name in waiting if name not in chosen]
+            if self.catalogue["engines"][engine]["spans_hosts"] and self._may_span(waiting, tried):
+                spanned = self._span(waiting, engine)
+                for name, one in spanned.items():
+                    tried[name][-1] = one
+                    if one.ok:
+                        chosen[name] = one
+                waiting = [name for name in waiting if name not in chosen]
+        for name in self.names:
+            one = chosen.get(name) or self._least_bad(tried[name])
+            self._add(name, one, tried[name], own[name])
+
+    def _least_bad(self, tried: Sequence[Attempt]) -> Attempt:
+        """The refusal to show: of an engine that this release installs, else of the first one tried."""
+        engines = self.catalogue["engines"]
+        return next((one for one in tried if engines[one.engine]["provisioned"]), tried[0])
+
+    @staticmethod
+    def _may_span(names: Sequence[str], tried: Mapping[str, Sequence[Attempt]]) -> bool:
+        codes = {
+            problem["code"]
+            for name in names
+            for problem in tried[name][-1].taken.problems
+            if problem["severity"] == "error"
         }
-        for file in variant["files"]
-    ]
-    threads = host["cpu"]["cores"]
-    return {
-        "name": name,
-        "role": "single",
-        "engine": engine_name,
-        "model": request.model,
-        "weights": {
-            "variant": variant_name,
-            "format": variant["format"],
-            "bytes": variant["bytes"],
-            "files": len(files),
-            "sources": [_label(source) for source in variant["files"][0]["sources"]],
-            "artifacts": files,
-        },
-        "placement": {
-            "strategy": "layers" if fit.devices else "cpu",
-            "gpu_layers": fit.gpu_layers,
-            "total_layers": fit.total_layers,
-            "tensor_parallel": 1,
-            "pipeline_parallel": 1,
-            "nodes": 1,
-            "cpu_threads": threads,
-        },
-        "context": {
-            "length": request.context_length,
-            "parallel": request.parallel,
-            "kv_cache_type": request.kv_cache_type,
-            "kv_bytes_per_token": kv_bytes_per_token(model, request.kv_cache_type),
-        },
-        "memory": {
-            "gpu_bytes_per_device": fit.devices,
-            "host_bytes": fit.host_bytes,
-            "disk_bytes": disk_bytes,
-        },
-        "sampling": dict(model.get("sampling", {})),
-        "environment": _environment(request),
-        "command": ["ollama", "serve"],
-        "channel": channel,
-        "sources": sources,
-    }, found
+        return 2 <= len(names) <= MOST_NODES and codes <= SPANNED
+
+    def _span(self, names: Sequence[str], engine: str) -> dict[str, Attempt]:
+        """One model over several equal hosts: cards of a host share layers, hosts follow each other."""
+        first = names[0]
+        situations = {name: self._situation(name, self.request, engine) for name in names}
+        for name in names[1:]:
+            a, b = self._accelerators[first].cards, self._accelerators[name].cards
+            if sorted(map(_sort_of, a)) != sorted(map(_sort_of, b)):
+                trouble = self._problems.make(
+                    "nodes-differ", first=first, a=named(a), second=name, b=named(b)
+                )
+                return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
+        loadable = candidates(self.request, self.model, self.catalogue["engines"][engine])
+        head = commands.best_nic(self.hosts[first])
+        address = head["address"] if head else first
+        outcomes: list[dict[str, Attempt]] = []
+        for variant_name, variant in sorted(loadable.items(), key=lambda item: -item[1]["bytes"]):
+            floor = self.catalogue["engines"][engine].get("precisions", {}).get(variant["precision"])
+            cards = situations[first].usable(floor)
+            smallest = min((card.memory for card in cards), default=0)
+            if not cards or len(names) > self.model["attention"]["layers"]:
+                continue
+            tensor = sizing.tensor_sizes(self.model, variant, len(cards))[-1]
+            fit = sizing.fit_tensors(
+                self.model,
+                variant,
+                smallest,
+                tensor=tensor,
+                pipeline=len(names),
+                context=self.request.context_length,
+                parallel=self.request.parallel,
+            )
+            made: dict[str, Attempt] = {}
+            for rank, name in enumerate(names):
+                one = situations[name]
+                short: list[Problem] = []
+                if fit.needed > fit.budget:
+                    short.append(gpu_memory(one, variant_name, fit, tensor * len(names)))
+                used = one.usable(floor)[:tensor]
+                trial = tensor_row(one, variant_name, fit, used, short, (rank, len(names), address))
+                made[name] = Attempt(engine, trial)
+            outcomes.append(made)
+        for made in outcomes:
+            if all(one.ok for one in made.values()):
+                return made
+        return outcomes[-1] if outcomes else {}
+
+    def _add(self, name: str, one: Attempt, tried: Sequence[Attempt], own: list[Problem]) -> None:
+        """A host's row and problems, from the attempt that counts for it."""
+        request, engine = self.request, self.catalogue["engines"][one.engine]
+        found = [*own, *one.taken.problems]
+        flags = self.hosts[name]["cpu"].get("flags")
+        missing = sorted(set(engine["cpu_flags"]) - set(flags or []))
+        if flags is not None and missing:
+            found.append(self._problems.make("cpu-isa", engine=one.engine, missing=", ".join(missing)))
+        found += self._port_problems(name, one.engine)
+        if not engine["provisioned"]:
+            known = _known(self._installed())
+            found.append(self._problems.make("engine-unavailable", engine=engine["title"], known=known))
+        found = [self._with_way_out(name, problem) for problem in found]
+        channel, trouble = _channel(self.hosts[name], request, self.catalogue["channels"], self._problems)
+        found += [trouble] if trouble else []
+        self.problems += [{**problem, "host": name} for problem in found]
+        if one.taken.row is None:
+            return
+        places = resolve_channel(self.catalogue["channels"][channel], request.mirrors or {})
+        row = one.taken.row
+        variant = self.model["variants"][one.taken.variant]
+        files = [
+            {
+                "name": file["name"],
+                "bytes": file["bytes"],
+                "sha256": file["sha256"],
+                "sources": file_sources(file, places),
+            }
+            for file in variant.get("files", [])
+        ]
+        rank = self.names.index(name) if row["placement"]["nodes"] > 1 else -1
+        roles = {-1: "single", 0: "head"}
+        if rank > 0 and "--headless" not in row["command"]:
+            rank = 0
+        self.rows[name] = {
+            "name": name,
+            "role": roles.get(rank, "worker"),
+            "engine": one.engine,
+            "model": request.model,
+            "weights": {**row["weights"], "artifacts": files},
+            "placement": dict(row["placement"]),
+            "context": dict(row["context"]),
+            "memory": {**row["memory"], "gpu_capacity": [c.memory for c in self._accelerators[name].cards]},
+            "capacity": dict(row["capacity"]),
+            "sampling": dict(self.model.get("sampling", {})),
+            "environment": dict(row["environment"]),
+            "command": list(row["command"]),
+            "channel": channel,
+            "sources": json.loads(json.dumps(places)),
+            "considered": list(_considered(self.model, one, tried)),
+        }
+
+    # -- what is wrong with a host, whatever the engine --------------------------------------------
+
+    def _host_problems(self, name: str) -> list[Problem]:
+        host, problems, systems = self.hosts[name], self._problems, self.catalogue["systems"]
+        found: list[Problem] = []
+        os = host["os"]
+        if os["version_id"] not in systems["systems"].get(os["id"], {"versions": []})["versions"]:
+            supported = ", ".join(
+                f"{row['title']} {version}"
+                for row in systems["systems"].values()
+                for version in row["versions"]
+            )
+            found.append(
+                problems.make("os-unsupported", os=os["id"], version=os["version_id"], supported=supported)
+            )
+        if os["arch"] not in systems["architectures"]:
+            found.append(problems.make("arch-unsupported", arch=os["arch"]))
+        skew = host.get("clock_skew_seconds", 0)
+        if abs(skew) > 86400:
+            found.append(problems.make("clock-skew", skew=f"{skew / 86400:.1f} d"))
+        docker = _numbers((host.get("docker") or {}).get("version"))
+        if self.request.web_ui and docker and docker < DOCKER_FLOOR:
+            floor = ".".join(map(str, DOCKER_FLOOR))
+            found.append(problems.make("docker-too-old", found=host["docker"]["version"], floor=floor))
+        return [*found, *self._gpu_problems(name)]
+
+    def _gpu_problems(self, name: str) -> list[Problem]:
+        host, problems, seen = self.hosts[name], self._problems, self._accelerators[name]
+        found = [problems.make("gpu-unknown", gpu=gpu) for gpu in seen.unknown]
+        found += [problems.make("gpu-vendor", gpu=gpu, vendor=vendor) for gpu, vendor in seen.foreign]
+        if not seen.cards:
+            return found
+        if host.get("nvswitch") and len(seen.cards) > 1:
+            found.append(problems.make("fabric-manager"))
+        bare = any(not card.driver for card in seen.cards)
+        if bare and host.get("secure_boot"):
+            found.append(problems.make("secure-boot"))
+        if bare and host.get("nouveau"):
+            found.append(problems.make("nouveau-loaded"))
+        for card in dict.fromkeys(seen.cards):
+            last = self.catalogue["gpus"].get(card.row or "", {}).get("driver_last")
+            have = (_numbers(card.driver) or (0,))[0]
+            if last and have > last:
+                found.append(problems.make("driver-too-new", found=card.driver, gpu=card.name, last=last))
+        return found
+
+    def _port_problems(self, name: str, engine_name: str) -> list[Problem]:
+        """Ports that we need and somebody else holds."""
+        request = self.request
+        ports = {f"{engine_name}_host": self.catalogue["engines"][engine_name]["port"]}
+        if request.web_ui:
+            ports["open_webui_port"] = WEB_UI_PORT
+        wanted = {
+            port: variable
+            for variable, port in {**ports, **(request.ports or {})}.items()
+            if variable in ports
+        }
+        found: list[Problem] = []
+        for row in self.hosts[name].get("listeners", []):
+            if row["port"] not in wanted or row.get("owner") == "dsprov":
+                continue
+            problem = self._problems.make(
+                "port-in-use",
+                port=row["port"],
+                process=row.get("process", "?"),
+                pid=row.get("pid") or "?",
+                variable=wanted[row["port"]],
+            )
+            if problem not in found:  # One process may listen on IPv4 and IPv6.
+                found.append(problem)
+        return found
+
+    # -- ways out ----------------------------------------------------------------------------------
+
+    def _with_way_out(self, name: str, problem: Problem) -> Problem:
+        """A refusal whose remedy begins with variables that are known to help."""
+        at_install = problem["code"] in INSTALL_ONLY
+        if not at_install and (problem["severity"] != "error" or problem["code"] not in WAYS_OUT):
+            return problem
+        key = (self._keys[name], at_install)
+        if key not in self._ways:
+            helps = self._installs(name) if at_install else self._helps(name)
+            self._ways[key] = next(helps, None)
+        way = self._ways[key]
+        if way is None:
+            return problem
+        words = " ".join(f"dsprov_{key}={_text(value)}" for key, value in way.items())
+        remedy = problem["remedy"]
+        return {
+            **problem,
+            "remedy": {
+                "en": f"set {words}, or {remedy['en']}" if words not in remedy["en"] else remedy["en"],
+                "zh": f"可设 {words},或{remedy['zh'].removeprefix('请')}"
+                if words not in remedy["zh"]
+                else remedy["zh"],
+            },
+        }
+
+    def _installed(self) -> list[str]:
+        """Engines that this release installs."""
+        return [name for name, row in self.catalogue["engines"].items() if row["provisioned"]]
+
+    def _installs(self, name: str) -> Iterator[dict[str, Any]]:
+        """Changes with which this release can install on this host, not only plan."""
+        for engine in self._installed():
+            row = self.catalogue["engines"][engine]
+            wish = replace(
+                self.request, engine=engine, variant="auto", kv_cache_type="auto", placement="auto"
+            )
+            ready = [key for key, v in candidates(wish, self.model, row).items() if "files" in v]
+            for variant in sorted(ready, key=lambda key: -self.model["variants"][key]["bytes"]):
+                change: dict[str, Any] = {"engine": engine, "variant": variant}
+                if self._attempt(name, replace(wish, **change), engine).ok:
+                    kept: dict[str, Any] = {
+                        k: v for k, v in change.items() if getattr(self.request, k) not in (v, "auto")
+                    }
+                    if self._order(replace(self.request, **kept))[:1] != [engine]:
+                        kept["engine"] = engine
+                    elif not kept:
+                        kept["variant"] = variant
+                    yield kept
+                    return
+
+    def _helps(self, name: str) -> Iterator[dict[str, Any]]:
+        """Changes of the request that this host can serve, the smallest first."""
+        for change in self._changes():
+            wish = replace(self.request, **change)
+            if wish.require_gpu and not self._accelerators[name].cards:
+                continue
+            if wish == self.request:
+                continue
+            if any(self._attempt(name, wish, engine).ok for engine in self._order(wish)):
+                yield change
+
+    def _changes(self) -> Iterator[dict[str, Any]]:
+        request = self.request
+        engines = [name for row in self.catalogue["preference"][-1:] for name in row["engines"]]
+        engines = list(dict.fromkeys([*_engines(replace(request, engine="auto"), self.catalogue), *engines]))
+        yield {"kv_cache_type": "f16"}
+        yield {"require_gpu": False}
+        if request.ktransformers_method != "auto":
+            yield {"ktransformers_method": "auto"}
+        smaller: list[dict[str, Any]] = [{}]
+        if request.parallel > 1:
+            smaller.append({"parallel": 1})
+        length = request.context_length // 2
+        while length >= SHORTEST_CONTEXT:
+            smaller.append({"context_length": length, **({"parallel": 1} if request.parallel > 1 else {})})
+            length //= 2
+        variants = sorted(self.model["variants"].items(), key=lambda item: -item[1]["bytes"])
+        for less in smaller:
+            if less:
+                yield less
+            for variant_name, _row in variants:
+                yield {"variant": variant_name, **less}
+            for engine in engines:
+                yield {"engine": engine, **less}
+            for engine in engines:
+                yield {
+                    "engine": engine,
+                    "variant": "auto",
+                    "kv_cache_type": "auto",
+                    "placement": "auto",
+                    **less,
+                }
 
 
-def _disk_bytes(variant: Mapping[str, Any], request: Request) -> int:
-    """Room for everything, with weights twice while the engine takes them in: verified file and own copy."""
-    software = SOFTWARE_BYTES["engine"] + (SOFTWARE_BYTES["web_ui"] if request.web_ui else 0)
-    return int((2 * variant["bytes"] + software) * (1 + DISK_MARGIN))
+def _hashable(request: Request) -> Request:
+    """The parts of a request that an attempt depends on, as a key."""
+    return replace(request, mirrors=None, ports=None, channel="")
 
 
-def _environment(request: Request) -> dict[str, str]:
-    """What the engine must be told; a quantised cache needs flash attention."""
-    return {
-        "OLLAMA_CONTEXT_LENGTH": str(request.context_length),
-        "OLLAMA_FLASH_ATTENTION": "1",
-        "OLLAMA_KV_CACHE_TYPE": request.kv_cache_type,
-        "OLLAMA_NUM_PARALLEL": str(request.parallel),
-    }
+def _considered(model: Mapping[str, Any], one: Attempt, tried: Sequence[Attempt]) -> Iterator[dict[str, Any]]:
+    """What was taken and what was turned down, each with its reason."""
+    for each in tried:
+        for trial in (each.taken, *each.others):
+            taken = each is one and trial is each.taken and one.ok
+            yield {
+                "engine": each.engine,
+                "variant": trial.variant or "auto",
+                "outcome": "taken" if taken else ("passed" if trial.ok else "refused"),
+                "reason": _reason(model, one.taken, trial, taken),
+            }
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """Where the weights of one variant go on one host."""
-
-    gpu_layers: int
-    total_layers: int
-    devices: list[int]
-    host_bytes: int
-
-
-def _fit(
-    host: Mapping[str, Any], request: Request, model: Mapping[str, Any], variant: Mapping[str, Any]
-) -> _Fit:
-    """Whole layers onto the GPUs, as llama.cpp splits them, the rest into memory."""
-    layers = model["attention"]["layers"]
-    tokens = request.context_length * request.parallel
-    cache = kv_bytes_per_token(model, request.kv_cache_type) * tokens
-    # Logits of one micro batch as f32, and its activations.
-    compute = MICRO_BATCH * 4 * (model["vocabulary"] + 8 * model["attention"]["hidden"])
-    per_layer = (variant["bytes"] + cache) / layers
-    usable = [
-        int(gpu["memory_bytes"] * (1 - GPU_MARGIN)) - CUDA_CONTEXT - compute
-        for gpu in host.get("gpus", [])
-        for _ in range(gpu.get("count", 1))
-        if gpu["vendor"] == "nvidia" and gpu.get("memory_bytes")
-    ]
-    slots = [max(0, int(free / per_layer)) for free in usable]
-    gpu_layers = min(layers, sum(slots))
-    # Each card its share by the room it has, as llama.cpp's layer split goes by free memory.
-    shares = [gpu_layers * slot // max(1, sum(slots)) for slot in slots]
-    for index in sorted(range(len(slots)), key=lambda i: shares[i] - slots[i])[: gpu_layers - sum(shares)]:
-        shares[index] += 1
-    devices = [int(share * per_layer) + CUDA_CONTEXT + compute if share else 0 for share in shares]
-    on_host = (layers - gpu_layers) * per_layer
-    if gpu_layers < layers:
-        on_host += compute
-    return _Fit(gpu_layers, layers, devices, int(on_host) + ENGINE_PROCESS + SYSTEM_RESERVE)
+def _reason(model: Mapping[str, Any], taken: Trial, trial: Trial, is_taken: bool) -> dict[str, str]:
+    errors = [problem for problem in trial.problems if problem["severity"] == "error"]
+    if errors:
+        return dict(errors[0]["message"])
+    if is_taken:
+        return {"en": "fits", "zh": "可行"}
+    variants = model["variants"]
+    if (
+        taken.variant in variants
+        and "files" in variants[taken.variant]
+        and "files" not in variants[trial.variant]
+    ):
+        return {"en": "no digests are known of it", "zh": "没有已知的校验值"}
+    if taken.full and not trial.full:
+        return {"en": "would run partly on the CPU", "zh": "部分需在 CPU 上运行"}
+    if taken.variant in variants and variants[trial.variant]["bytes"] < variants[taken.variant]["bytes"]:
+        return {"en": "less precise than what fits", "zh": "精度低于已选变体"}
+    return {"en": "slower: more bytes for the CPU to read", "zh": "较慢:CPU 需读取更多数据"}
 
 
-def _check_system(
-    name: str,
-    host: Mapping[str, Any],
-    engine_name: str,
-    catalogue: Mapping[str, Any],
-    problems: Problems,
-) -> list[Problem]:
-    found: list[Problem] = []
-    os, systems = host["os"], catalogue["systems"]
-    if os["version_id"] not in systems["systems"].get(os["id"], {"versions": []})["versions"]:
-        supported = ", ".join(
-            f"{row['title']} {version}" for row in systems["systems"].values() for version in row["versions"]
-        )
-        found.append(
-            problems.make("os-unsupported", name, os=os["id"], version=os["version_id"], supported=supported)
-        )
-    if os["arch"] not in systems["architectures"]:
-        found.append(problems.make("arch-unsupported", name, arch=os["arch"]))
-    flags = host["cpu"].get("flags")
-    missing = sorted(set(catalogue["engines"][engine_name]["cpu_flags"]) - set(flags or []))
-    if flags is not None and missing:
-        found.append(problems.make("cpu-isa", name, engine=engine_name, missing=", ".join(missing)))
-    skew = host.get("clock_skew_seconds", 0)
-    if abs(skew) > 86400:
-        found.append(problems.make("clock-skew", name, skew=f"{skew / 86400:.1f} d"))
-    return found
+def _sort_of(card: Any) -> tuple[str, int]:
+    return card.name, card.memory
 
 
-def _check_ports(
-    name: str,
-    host: Mapping[str, Any],
-    request: Request,
-    engine_name: str,
-    catalogue: Mapping[str, Any],
-    problems: Problems,
-) -> list[Problem]:
-    """Ports that we need and somebody else holds."""
-    ports = {f"{engine_name}_host": catalogue["engines"][engine_name]["port"]}
-    if request.web_ui:
-        ports["open_webui_port"] = WEB_UI_PORT
-    wanted = {
-        port: variable for variable, port in {**ports, **(request.ports or {})}.items() if variable in ports
-    }
-    found: list[Problem] = []
-    for row in host.get("listeners", []):
-        if row["port"] not in wanted or row.get("owner") == "dsprov":
-            continue
-        problem = problems.make(
-            "port-in-use",
-            name,
-            port=row["port"],
-            process=row.get("process", "?"),
-            pid=row.get("pid") or "?",
-            variable=wanted[row["port"]],
-        )
-        if problem not in found:  # One process may listen on IPv4 and IPv6.
-            found.append(problem)
-    return found
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _numbers(version: Any) -> tuple[int, int] | None:
+    """The first two numbers of a version, or None."""
+    parts = str(version or "").split(".")
+    if len(parts) < 2 or not all(
+        part.isascii() and part.isdecimal() and len(part) < 10 for part in parts[:2]
+    ):
+        return None
+    return int(parts[0]), int(parts[1])
 
 
 def _channel(
-    name: str, host: Mapping[str, Any], request: Request, known: Mapping[str, Any], problems: Problems
+    host: Mapping[str, Any], request: Request, known: Mapping[str, Any], problems: Problems
 ) -> tuple[str, Problem | None]:
     """The channel asked for; `auto` is the one that answered this host first."""
     if request.channel != "auto":
@@ -437,22 +649,7 @@ def _channel(
     if answers:
         return min(answers, key=lambda key: (answers[key], key)), None
     tried = ", ".join(sorted(host.get("channels", {})))
-    return "upstream", problems.make("no-channel", name, tried=tried) if tried else None
-
-
-def _data_disk(host: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The disk that will hold our data: the longest mount point above its folder."""
-    above = [
-        disk
-        for disk in host.get("disks", [])
-        if disk["mount"] == DATA_MOUNT or DATA_MOUNT.startswith(disk["mount"].rstrip("/") + "/")
-    ]
-    return max(above, key=lambda disk: len(disk["mount"]), default=None)
-
-
-def _label(source: Mapping[str, str]) -> str:
-    kind = next(key for key in ("huggingface", "pypi") if key in source)
-    return f"{kind}:{source[kind]}"
+    return "upstream", problems.make("no-channel", tried=tried) if tried else None
 
 
 def _known(names: Any) -> str:

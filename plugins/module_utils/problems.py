@@ -45,7 +45,7 @@ class Problems:
         fill = _Words(words if code in self.rows else {"lost": code, "words": words})
         return {
             "code": code,
-            "severity": row.get("severity", "error"),
+            "severity": row.get("severity", "warning" if row.get("stage") else "error"),
             "host": host,
             "message": {"en": row["en"].format_map(fill), "zh": row["zh"].format_map(fill)},
             "remedy": {"en": row["remedy_en"].format_map(fill), "zh": row["remedy_zh"].format_map(fill)},
@@ -54,6 +54,11 @@ class Problems:
     def error(self, code: str, host: str | None = None, **words: Any) -> ProblemError:
         """The same as an exception with its exit code."""
         return ProblemError(self.make(code, host, **words), self.exit_code(code))
+
+    def at_install(self, problem: Problem) -> Problem:
+        """The same problem as an install sees it: what a plan only warns of may stop it."""
+        stops = self.rows.get(problem["code"], {}).get("stage") == "install"
+        return {**problem, "severity": "error"} if stops else problem
 
     def exit_code(self, code: str) -> int:
         """Exit code of a problem's code; an unknown code counts as a failed host (1)."""

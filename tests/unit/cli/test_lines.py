@@ -34,10 +34,10 @@ def facts_file(write: Write) -> Path:
 def test_tiers_list(dsprov: Dsprov) -> None:
     said = dsprov("tiers", "list")
     assert said.code == 0
-    assert [line.split()[0] for line in said.out.splitlines()] == ["basic", "demo"]
+    assert [line.split()[0] for line in said.out.splitlines()] == ["basic", "demo", "flagship", "standard"]
     assert said.err == ""
     document = dsprov("tiers", "list", "--json").document
-    assert [tier["name"] for tier in document["tiers"]] == ["basic", "demo"]
+    assert [tier["name"] for tier in document["tiers"]] == ["basic", "demo", "flagship", "standard"]
     assert "试用" in dsprov("tiers", "list", "--lang", "zh").out
 
 
@@ -90,7 +90,7 @@ def test_plan_for_people_in_both_languages(dsprov: Dsprov, facts_file: Path) -> 
         (machine(disks=[{"mount": "/", "free_bytes": 9}]), [], 2, "disk-space"),
         (machine(listeners=[{"port": 8080, "process": "nginx", "pid": 5}]), [], 2, "port-in-use"),
         (machine(os={"id": "rhel", "version_id": "9", "arch": "x86_64"}), [], 3, "os-unsupported"),
-        (machine(), ["-e", "dsprov_engine=vllm"], 3, "engine-unavailable"),
+        (machine(), ["-e", "dsprov_engine=vllm"], 3, "no-gpu"),
         (machine(), ["-e", "dsprov_engine=vlm"], 2, "variable-invalid"),
         (machine(), ["-e", "dsprov_model=gpt"], 2, "model-unknown"),
         (machine(), ["-e", "dsprov_parallel=many"], 2, "variable-invalid"),

@@ -59,9 +59,20 @@ def test_every_file_of_the_catalogue_has_an_address_in_every_channel(channel: st
     places = resolve_channel(catalogue()["channels"][channel], {})
     for model in catalogue()["models"].values():
         for variant in model["variants"].values():
-            for file in variant["files"]:
+            for file in variant.get("files", []):
                 for source in file_sources(file, places):
                     assert source["url"].startswith(("https://", "pypi:"))
+
+
+def test_the_channels_own_hub_comes_first() -> None:
+    file = {"sources": [{"huggingface": "o/r", "file": "m"}, {"modelscope": "o/r", "file": "m"}]}
+    for channel, first in (
+        ("upstream", "https://huggingface.co/o/r"),
+        ("cn", "https://modelscope.cn/models/o/r"),
+    ):
+        rows = file_sources(file, resolve_channel(catalogue()["channels"][channel], {}))
+        assert len(rows) == 2
+        assert rows[0]["url"].startswith(first)
 
 
 def test_a_typo_in_mirrors_is_named() -> None:

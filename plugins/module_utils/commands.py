@@ -1,0 +1,150 @@
+# Copyright: (c) 2026, The dsprov authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""The exact command and environment of each engine, from what the planner decided. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import LayerFit, TensorFit
+
+MODELS = "/var/lib/dsprov/models"
+LOOPBACK = "127.0.0.1"
+VENV = "/opt/dsprov/{engine}/current/bin"
+# vLLM's port for its own processes on several hosts (its default).
+MASTER_PORT = 29500
+
+
+def model_path(model: str, variant: str, files: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Where a model lies on a host: its folder, or its first file where it is one of GGUF."""
+    folder = f"{MODELS}/{re.sub(r'[^A-Za-z0-9._-]', '-', model)}/{variant}"
+    return f"{folder}/{files[0]['name']}" if files else folder
+
+
+def llama_server(
+    path: str,
+    model: str,
+    port: int,
+    fit: LayerFit,
+    *,
+    strategy: str,
+    context: int,
+    parallel: int,
+    cache_type: str,
+    flash: bool,
+    threads: int,
+    numa_nodes: int,
+) -> list[str]:
+    """llama.cpp's server. --fit and an explicit placement exclude each other."""
+    words = ["llama-server", "--model", path, "--alias", model, "--host", LOOPBACK, "--port", str(port)]
+    words += ["--ctx-size", str(context * parallel), "--parallel", str(parallel)]
+    words += ["--flash-attn", "on" if flash else "off"]
+    words += ["--cache-type-k", cache_type, "--cache-type-v", cache_type, "--threads", str(threads)]
+    used = [index for index, count in enumerate(fit.counts) if count]
+    if strategy == "fit" and fit.counts:
+        words += ["--fit", "on"]
+    else:
+        words += ["--fit", "off", "--n-gpu-layers", str(fit.ngl)]
+        if fit.cpu_experts:
+            words += ["--n-cpu-moe", str(fit.cpu_experts)]
+        if len(used) == 1 and len(fit.counts) > 1:
+            words += ["--split-mode", "none", "--main-gpu", str(used[0])]
+        elif len(used) > 1:
+            words += ["--split-mode", "layer", "--tensor-split", ",".join(map(str, fit.counts))]
+    if numa_nodes > 1 and (fit.cpu_experts or fit.ngl <= fit.total):
+        words += ["--numa", "distribute"]
+    return [*words, "--metrics", "--offline"]
+
+
+def vllm_serve(
+    path: str,
+    model: str,
+    port: int,
+    fit: TensorFit,
+    *,
+    utilisation: float,
+    context: int,
+    parallel: int,
+    half: bool,
+    experts: bool,
+    reasoning: bool,
+    node: tuple[int, int, str] | None = None,
+) -> list[str]:
+    """vLLM's server; `node` is (rank, number of nodes, address of the first), for several hosts."""
+    words = ["vllm", "serve", path, "--served-model-name", model, "--host", LOOPBACK, "--port", str(port)]
+    words += ["--tensor-parallel-size", str(fit.tensor), "--pipeline-parallel-size", str(fit.pipeline)]
+    words += ["--max-model-len", str(context), "--max-num-seqs", str(parallel)]
+    words += ["--max-num-batched-tokens", str(fit.batched), "--gpu-memory-utilization", str(utilisation)]
+    if half:
+        words += ["--dtype", "half"]
+    if experts and fit.tensor > 1:
+        words.append("--enable-expert-parallel")
+    if reasoning:
+        words += ["--reasoning-parser", "deepseek_r1"]
+    if node is not None:
+        rank, nodes, head = node
+        words += ["--nnodes", str(nodes), "--node-rank", str(rank), "--master-addr", head]
+        words += ["--master-port", str(MASTER_PORT)]
+        if rank:
+            words.append("--headless")
+    return words
+
+
+def ktransformers(
+    path: str,
+    expert_path: str,
+    model: str,
+    port: int,
+    *,
+    method: str,
+    devices: int,
+    context: int,
+    parallel: int,
+    threads: int,
+    numa_nodes: int,
+    reasoning: bool,
+) -> list[str]:
+    """SGLang with experts kept in memory by kt-kernel."""
+    words = ["python", "-m", "sglang.launch_server", "--host", LOOPBACK, "--port", str(port)]
+    words += ["--model", path, "--served-model-name", model, "--trust-remote-code"]
+    words += ["--kt-weight-path", expert_path, "--kt-method", method]
+    words += ["--kt-cpuinfer", str(threads), "--kt-threadpool-count", str(numa_nodes)]
+    words += ["--kt-num-gpu-experts", "0", "--tensor-parallel-size", str(devices)]
+    words += ["--context-length", str(context), "--max-total-tokens", str(context * parallel)]
+    words += ["--max-running-requests", str(parallel)]
+    return [*words, "--reasoning-parser", "deepseek-r1"] if reasoning else words
+
+
+def ollama_environment(
+    context: int, parallel: int, cache_type: str, cards: int, flash: bool
+) -> dict[str, str]:
+    """What Ollama must be told; a quantised cache needs flash attention."""
+    settings = {
+        "OLLAMA_CONTEXT_LENGTH": str(context),
+        "OLLAMA_FLASH_ATTENTION": "1" if flash else "0",
+        "OLLAMA_KV_CACHE_TYPE": cache_type,
+        "OLLAMA_NUM_PARALLEL": str(parallel),
+    }
+    return {**settings, "OLLAMA_SCHED_SPREAD": "1"} if cards > 1 else settings
+
+
+def vllm_environment(nic: Mapping[str, Any] | None, several: bool, hopper_fp8: bool) -> dict[str, str]:
+    """vLLM's environment: no hub at run time, and on several hosts the network that they talk over."""
+    settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if hopper_fp8:
+        settings["VLLM_USE_FLASHINFER_MOE_FP8"] = "1"
+    if several and nic is not None:
+        settings |= {"NCCL_SOCKET_IFNAME": nic["name"], "GLOO_SOCKET_IFNAME": nic["name"]}
+        if nic.get("address"):
+            settings["VLLM_HOST_IP"] = nic["address"]
+    return settings
+
+
+def best_nic(host: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The network card that hosts of one model talk over: RDMA first, then the fastest with an address."""
+    rows = [row for row in host.get("nics", []) if row.get("address")]
+    return max(
+        rows, key=lambda row: (row.get("rdma", False), row.get("speed_mbps", 0), row["name"]), default=None
+    )
