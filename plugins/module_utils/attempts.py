@@ -530,7 +530,10 @@ def tensor_row(
     environment = commands.vllm_environment(
         commands.best_nic(situation.host), node is not None, hopper and moe and bool(capabilities)
     )
-    sizes = _by_card(situation, used, [int(card.memory * sizing.VLLM_UTILISATION) for card in used])
+    # It takes its whole share, whatever of it the weights leave for the cache; what is refused shows its need.
+    fits = fit.needed <= fit.budget
+    takes = [int(card.memory * sizing.VLLM_UTILISATION) if fits else fit.needed for card in used]
+    sizes = _by_card(situation, used, takes)
     if len(used) < len(sizes):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index, size in enumerate(sizes) if size)
     command = commands.vllm_serve(
@@ -636,7 +639,9 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
     if flags is not None and missing:
         found.append(
             problems.make(
-                "cpu-isa", engine=f"{situation.engine['title']} {method}", missing=", ".join(missing)
+                "cpu-isa",
+                engine=f"{situation.engine['title']} {method}",
+                missing=", ".join(missing),
             )
         )
     cards = situation.usable(None)

@@ -136,12 +136,17 @@ def _engines(request: Request, catalogue: Mapping[str, Any]) -> list[str]:
     """Engines to try, best first (catalog/preference.yml)."""
     if request.engine != "auto":
         return [request.engine]
-    size = catalogue["models"].get(request.model, {"parameters": 0})["parameters"]
-    rows = catalogue["preference"]
-    row = next(
+    model = catalogue["models"].get(request.model, {"parameters": 0})
+    return list(_preference(model, catalogue)["engines"])
+
+
+def _preference(model: Mapping[str, Any], catalogue: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row of catalog/preference.yml for a model of this size."""
+    rows: list[Mapping[str, Any]] = catalogue["preference"]
+    size = model["parameters"]
+    return next(
         (row for row in rows if row["parameters_to"] is None or size <= row["parameters_to"]), rows[-1]
     )
-    return list(row["engines"])
 
 
 def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Problems) -> list[Problem]:
@@ -413,8 +418,18 @@ class _Group:
             "command": list(row["command"]),
             "channel": channel,
             "sources": json.loads(json.dumps(places)),
-            "considered": list(_considered(self.model, one, tried)),
+            "considered": [*_considered(self.model, one, tried), *self._later(one, tried)],
         }
+
+    def _later(self, one: Attempt, tried: Sequence[Attempt]) -> Iterator[dict[str, Any]]:
+        """Engines that were not tried, since one before them suits."""
+        if not one.ok:
+            return
+        seen = {each.engine for each in tried}
+        for engine in self._order(self.request):
+            if engine not in seen:
+                why = _preference(self.model, self.catalogue)["why"]
+                yield {"engine": engine, "variant": "auto", "outcome": "passed", "reason": dict(why)}
 
     # -- what is wrong with a host, whatever the engine --------------------------------------------
 

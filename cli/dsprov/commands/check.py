@@ -8,19 +8,21 @@ from typing import Any
 import click
 
 from dsprov import options
-from dsprov.commands.plan import show_plan
 from dsprov.runner import Outcome
+from dsprov.show import show_check, show_plan
 from dsprov.verb import run_verb
-from dsprov.words import say, t
+from dsprov.words import say
 
 
 def report(outcome: Outcome) -> None:
-    """The plan, then a verdict a host."""
+    """The plan, then a line a host."""
     if outcome.plan:
-        show_plan(outcome.plan)
-    for name, host in sorted(outcome.hosts.items()):
-        verdict = t("ready", "就绪") if host.state == "ok" else t("not ready", "未就绪")
-        say(f"{name}: {verdict}")
+        facts = {n: h.results["facts"] for n, h in outcome.hosts.items() if "facts" in h.results}
+        show_plan(outcome.plan, facts={"hosts": facts})
+        say()
+    states = {name: host.state for name, host in outcome.hosts.items()}
+    if states:
+        show_check(states, outcome.problems, outcome.plan)
 
 
 @click.command(help="Preflight: reachability, variables, plan, ports, disk. Changes nothing.")

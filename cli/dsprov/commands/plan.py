@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import plan as make_plan
-from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue as data
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
 from dsprov import options
 from dsprov.commands.probe import write_text
 from dsprov.invocation import check_override
+from dsprov.show import show_plan
 from dsprov.words import say_problems, t
 
 
@@ -62,9 +62,15 @@ def exit_code(plan: dict[str, Any]) -> int:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there (JSON)."
 )
+@click.option("--why", is_flag=True, help="Also say what was considered and turned down, and the commands.")
 @options.run_options
 def command(
-    inventories: tuple[Path, ...], facts: Path | None, tier: str, output: Path | None, **choices: Any
+    inventories: tuple[Path, ...],
+    facts: Path | None,
+    tier: str,
+    output: Path | None,
+    why: bool,
+    **choices: Any,
 ) -> int:
     """From live hosts with -i, from a file with --facts."""
     if bool(inventories) == bool(facts):
@@ -76,14 +82,18 @@ def command(
         if choices["channel"]:
             overrides.append(f"dsprov_channel={choices['channel']}")
         plan, code = plan_from_facts(facts, tier, overrides)
-        _hand_over(plan, choices["as_json"], output)
+        _hand_over(
+            plan, choices["as_json"], output, why, None if choices["as_json"] else data.read_yaml(facts)
+        )
+        if not choices["as_json"]:
+            say_problems(plan["problems"])
         return code
 
     from dsprov.verb import run_verb
 
     def report(outcome: Any) -> None:
         if outcome.plan:
-            _hand_over(outcome.plan, False, output)
+            _hand_over(outcome.plan, False, output, why, {"hosts": _facts(outcome)})
 
     def document(outcome: Any) -> Any:
         if output is not None and outcome.plan:
@@ -97,42 +107,20 @@ def _text(plan: dict[str, Any]) -> str:
     return json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
 
 
-def _hand_over(plan: dict[str, Any], as_json: bool, output: Path | None) -> None:
+def _facts(outcome: Any) -> dict[str, Any]:
+    return {name: host.results["facts"] for name, host in outcome.hosts.items() if "facts" in host.results}
+
+
+def _hand_over(
+    plan: dict[str, Any],
+    as_json: bool,
+    output: Path | None,
+    why: bool,
+    facts: dict[str, Any] | None = None,
+) -> None:
     if output is not None:
         write_text(output, _text(plan))
     if as_json:
         click.echo(json.dumps(plan, ensure_ascii=False))
     else:
-        show_plan(plan)
-        say_problems(plan["problems"])
-
-
-def show_plan(plan: dict[str, Any]) -> None:
-    """The plan as a table for people."""
-    verdict = t("fits", "可行") if plan["ok"] else t("refused", "不可行")
-    click.echo(f"{plan['tier']}: {plan.get('model', '?')} · {plan.get('engine', '?')} · {verdict}")
-    for row in plan["hosts"]:
-        weights, place, context, memory = (row[key] for key in ("weights", "placement", "context", "memory"))
-        cards = [size for size in memory["gpu_bytes_per_device"] if size]
-        layers = f"{place['gpu_layers']}/{place['total_layers']}"
-        where = (
-            t(f"{layers} layers on {len(cards)} GPU(s)", f"{len(cards)} 张卡上 {layers} 层")
-            if cards
-            else "CPU"
-        )
-        click.echo(f"  {row['name']}: {weights['variant']} ({human_bytes(weights['bytes'])}) · {where}")
-        length, parallel, cache = context["length"], context["parallel"], context["kv_cache_type"]
-        click.echo(
-            t(
-                f"    context {length} x {parallel} requests, KV cache {cache}",
-                f"    上下文 {length} × {parallel} 路,KV 缓存 {cache}",
-            )
-        )
-        gpus = ", ".join(map(human_bytes, cards))
-        ram, disk = human_bytes(memory["host_bytes"]), human_bytes(memory["disk_bytes"])
-        click.echo(
-            t(
-                f"    memory {ram}{', GPUs ' + gpus if gpus else ''}, disk {disk} (estimated)",
-                f"    内存 {ram}{',显存 ' + gpus if gpus else ''},磁盘 {disk}(估计值)",
-            )
-        )
+        show_plan(plan, why, facts)

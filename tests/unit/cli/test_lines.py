@@ -77,7 +77,9 @@ def test_plan_of_a_file_is_a_document(dsprov: Dsprov, facts_file: Path, tmp_path
 def test_plan_for_people_in_both_languages(dsprov: Dsprov, facts_file: Path) -> None:
     english = dsprov("plan", "--facts", facts_file, "--tier", "basic")
     assert "deepseek-r1:7b · ollama · fits" in english.out
-    assert "28/28 layers on 2 GPU(s)" in english.out
+    assert "28/28 layers on 1 GPU(s)" in english.out
+    assert "GPU 0   ████" in english.out
+    assert "about 160 named users (estimated)" in english.out
     chinese = dsprov("--lang", "zh", "plan", "--facts", facts_file, "--tier", "basic")
     assert "可行" in chinese.out
     assert "fits" not in chinese.out
