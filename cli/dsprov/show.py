@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
+from ansible_collections.dsprov.appliance.plugins.module_utils import sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import data_disk
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
 from dsprov.words import pick, t
@@ -185,6 +187,68 @@ def _why(row: Mapping[str, Any]) -> Iterator[str]:
     yield t("command:", "命令:")
     settings = [f"{key}={value}" for key, value in sorted(row["environment"].items())]
     yield "  " + " ".join([*settings, *row["command"]])
+
+
+def show_model(name: str, model: Mapping[str, Any], as_json: bool) -> None:
+    """What a model takes, whatever the host: weights, cache and compute buffer by context and cache type."""
+    ((variant_name, variant),) = model["variants"].items()
+    weights = sizing.weights_of(variant)
+    kinds = variant.get("kv_cache_types", list(sizing.KV_BYTES))
+    lengths = [length for length in (2048, 8192, 32768, 131072) if length <= model["context_limit"]]
+    sizes = [
+        {
+            "context": length,
+            "kv_cache_type": kind,
+            "kv_bytes": sizing.kv_bytes_per_token(model, kind, variant) * sizing.cells(length, 1),
+            "compute_bytes": sizing.compute_bytes(model, variant, sizing.cells(length, 1), kind),
+        }
+        for length in lengths or [model["context_limit"]]
+        for kind in kinds
+    ]
+    document = {
+        "schema": 1,
+        "model": name,
+        "variant": variant_name,
+        "parameters": model["parameters"],
+        "layers": len(weights.layers),
+        "weights": {
+            "bytes": variant["bytes"],
+            "embedding_bytes": weights.embedding,
+            "output_bytes": weights.output,
+            "layer_bytes": sum(weights.layers),
+            "expert_bytes": sum(weights.experts),
+        },
+        "sizes": sizes,
+    }
+    if as_json:
+        click.echo(json.dumps(document, ensure_ascii=False))
+        return
+    count = model["parameters"] / 1e9
+    click.echo(
+        f"{name}: {variant_name} · {human_bytes(variant['bytes'])} · {count:.2f} B · {len(weights.layers)}"
+    )
+    head = (
+        t("context", "上下文"),
+        t("cache type", "缓存类型"),
+        t("KV cache", "KV 缓存"),
+        t("compute", "计算缓冲"),
+    )
+    click.echo(
+        "\n".join(
+            table(
+                head,
+                (
+                    [
+                        str(row["context"]),
+                        str(row["kv_cache_type"]),
+                        human_bytes(row["kv_bytes"]),
+                        human_bytes(row["compute_bytes"]),
+                    ]
+                    for row in sizes
+                ),
+            )
+        )
+    )
 
 
 def show_check(

@@ -530,7 +530,7 @@ def tensor_row(
     environment = commands.vllm_environment(
         commands.best_nic(situation.host), node is not None, hopper and moe and bool(capabilities)
     )
-    # It takes its whole share, whatever of it the weights leave for the cache; what is refused shows its need.
+    # It takes its whole share, whatever weights leave of it for the cache; what is refused shows its need.
     fits = fit.needed <= fit.budget
     takes = [int(card.memory * sizing.VLLM_UTILISATION) if fits else fit.needed for card in used]
     sizes = _by_card(situation, used, takes)

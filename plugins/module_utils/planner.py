@@ -136,8 +136,14 @@ def _engines(request: Request, catalogue: Mapping[str, Any]) -> list[str]:
     """Engines to try, best first (catalog/preference.yml)."""
     if request.engine != "auto":
         return [request.engine]
-    model = catalogue["models"].get(request.model, {"parameters": 0})
-    return list(_preference(model, catalogue)["engines"])
+    model = catalogue["models"].get(request.model, {"parameters": 0, "variants": {}})
+    names = list(_preference(model, catalogue)["engines"])
+    wished = model["variants"].get(request.variant)
+    rows = catalogue["engines"]
+    if wished and not any(wished["format"] in rows[name]["formats"] for name in names if name in rows):
+        # Weights that none of the preferred engines loads, but that somebody asks for by name.
+        return [name for name, row in rows.items() if wished["format"] in row["formats"]]
+    return names
 
 
 def _preference(model: Mapping[str, Any], catalogue: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -155,12 +161,11 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
     model = catalogue["models"].get(request.model)
     if model is None:
         return [problems.make("model-unknown", model=request.model, known=_known(catalogue["models"]))]
-    names = _engines(request, catalogue)
-    engines = [catalogue["engines"][name] for name in names if name in catalogue["engines"]]
-    if not engines:
+    names = [name for name in _engines(request, catalogue) if name in catalogue["engines"]]
+    if not names:
         known = _known(catalogue["engines"])
         return [problems.make("engine-unknown", engine=request.engine, known=known)]
-    engine = engines[0]
+    rows = {name: catalogue["engines"][name] for name in names}
     variants = model["variants"]
     if request.variant not in ("auto", *variants):
         found.append(
@@ -168,32 +173,31 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
                 "variant-unknown", model=request.model, variant=request.variant, known=_known(variants)
             )
         )
-    elif not any(candidates(request, model, engine) for engine in engines):
-        chosen = variants.values() if request.variant == "auto" else [variants[request.variant]]
-        found.append(
-            problems.make(
-                "format-unsupported",
-                engine=names[0],
-                format="/".join(sorted({row["format"] for row in chosen})),
-                model=request.model,
-                variant=request.variant,
+    else:
+        able = [name for name in names if candidates(request, model, rows[name])]
+        if not able:
+            chosen = variants.values() if request.variant == "auto" else [variants[request.variant]]
+            found.append(
+                problems.make(
+                    "format-unsupported",
+                    engine=names[0],
+                    format="/".join(sorted({row["format"] for row in chosen})),
+                    model=request.model,
+                    variant=request.variant,
+                )
             )
-        )
+        # Whoever is asked for the rest must be able to load the weights too.
+        names = able or names
     kind = request.kv_cache_type
-    if kind != "auto" and not any(kind in engine["kv_cache_types"] for engine in engines):
+    able = [name for name in names if kind in ("auto", *rows[name]["kv_cache_types"])]
+    if not able:
+        known = _known(rows[names[0]]["kv_cache_types"])
+        found.append(problems.make("kv-cache-unsupported", engine=names[0], kind=kind, known=known))
+    names = able or names
+    if not any(request.placement in rows[name]["placements"] for name in names):
+        known = _known(rows[names[0]]["placements"])
         found.append(
-            problems.make(
-                "kv-cache-unsupported", engine=names[0], kind=kind, known=_known(engine["kv_cache_types"])
-            )
-        )
-    if not any(request.placement in engine["placements"] for engine in engines):
-        found.append(
-            problems.make(
-                "placement-unsupported",
-                engine=names[0],
-                placement=request.placement,
-                known=_known(engine["placements"]),
-            )
+            problems.make("placement-unsupported", engine=names[0], placement=request.placement, known=known)
         )
     for key, value, low, high in (
         ("dsprov_context_length", request.context_length, 256, 16 * 1024 * 1024),
@@ -246,6 +250,7 @@ class _Group:
         self._keys = {name: self._key(hosts[name]) for name in names}
         self._known: dict[tuple[str, Request, str], Attempt] = {}
         self._ways: dict[tuple[str, bool], dict[str, Any] | None] = {}
+        self._helped: list[dict[str, Any]] = []
         self.rows: dict[str, dict[str, Any]] = {}
         self.problems: list[Problem] = []
         self._plan()
@@ -556,13 +561,25 @@ class _Group:
 
     def _helps(self, name: str) -> Iterator[dict[str, Any]]:
         """Changes of the request that this host can serve, the smallest first."""
-        for change in self._changes():
+        room = self.hosts[name]["memory_bytes"] + sum(card.memory for card in self._accelerators[name].cards)
+        # A bound that saves most of the search: what is on neither GPUs nor in memory is nowhere.
+        fits = {
+            key
+            for key, row in self.model["variants"].items()
+            if row["bytes"] - row["weights"].get("mtp", 0) <= room
+        }
+        for change in [*self._helped, *self._changes()]:
+            variant = change.get("variant", self.request.variant)
+            if not fits or (variant != "auto" and variant not in fits):
+                continue
             wish = replace(self.request, **change)
             if wish.require_gpu and not self._accelerators[name].cards:
                 continue
             if wish == self.request:
                 continue
             if any(self._attempt(name, wish, engine).ok for engine in self._order(wish)):
+                if change not in self._helped:
+                    self._helped.append(change)
                 yield change
 
     def _changes(self) -> Iterator[dict[str, Any]]:

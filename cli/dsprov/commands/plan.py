@@ -15,12 +15,14 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import r
 from dsprov import options
 from dsprov.commands.probe import write_text
 from dsprov.invocation import check_override
-from dsprov.show import show_plan
+from dsprov.show import show_model, show_plan
 from dsprov.words import say_problems, t
 
 
-def plan_from_facts(path: Path, tier: str, overrides: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """A plan from a facts file.
+def plan_from_facts(
+    path: Path, tier: str | None, overrides: Sequence[str], source: str | None = None
+) -> tuple[dict[str, Any], int]:
+    """A plan from a facts file; with `source` of the GGUF file there, in place of the tier's model.
 
     Returns:
         The plan and the exit code: 0, or 2 for a bad request, or 3 where the plan refuses.
@@ -34,13 +36,34 @@ def plan_from_facts(path: Path, tier: str, overrides: Sequence[str]) -> tuple[di
     if not facts["hosts"]:
         raise table.error("facts-host-missing", file=path)
     pairs = [check_override(text).partition("=") for text in overrides]
-    variables = {**data.tier_variables(tier), **{key: value for key, _equals, value in pairs}}
+    rows = data.catalogue()
+    variables = data.tier_variables(tier) if tier else {"dsprov_tier": "custom"}
+    if source is not None:
+        name, model = read_gguf(source)
+        rows = {**rows, "models": {**rows["models"], name: model}}
+        variables = {**variables, "dsprov_model": name}
+    variables = {**variables, **{key: value for key, _equals, value in pairs}}
     request, found = request_from(variables)
     if request is None:
         code = max(table.exit_code(problem["code"]) for problem in found)
-        return {"schema": 1, "tier": tier, "ok": False, "hosts": [], "problems": found}, code
-    plan = make_plan(facts, request, data.catalogue())
+        return {"schema": 1, "tier": tier or "custom", "ok": False, "hosts": [], "problems": found}, code
+    plan = make_plan(facts, request, rows)
     return plan, exit_code(plan)
+
+
+def read_gguf(source: str) -> tuple[str, dict[str, Any]]:
+    """Name and row of the catalogue that a GGUF file would have.
+
+    Raises:
+        ProblemError: it cannot be read.
+    """
+    from ansible_collections.dsprov.appliance.plugins.module_utils import gguf
+
+    try:
+        name, _variant, row = gguf.model_of(gguf.read(source), source)
+    except gguf.GgufError as error:
+        raise data.problems().error("gguf-unreadable", detail=error) from error
+    return name, row
 
 
 def exit_code(plan: dict[str, Any]) -> int:
@@ -58,7 +81,8 @@ def exit_code(plan: dict[str, Any]) -> int:
 @click.option(
     "--facts", type=click.Path(path_type=Path), metavar="FILE", help="Facts written by probe or by hand."
 )
-@options.tier
+@click.option("--gguf", metavar="FILE|URL", help="Size this GGUF model instead of the tier's; needs no tier.")
+@click.option("--tier", metavar="TIER", help="What to build; `dsprov tiers list` shows all.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there (JSON)."
 )
@@ -67,12 +91,21 @@ def exit_code(plan: dict[str, Any]) -> int:
 def command(
     inventories: tuple[Path, ...],
     facts: Path | None,
-    tier: str,
+    gguf: str | None,
+    tier: str | None,
     output: Path | None,
     why: bool,
     **choices: Any,
 ) -> int:
     """From live hosts with -i, from a file with --facts."""
+    if gguf is not None and not inventories and facts is None:
+        name, model = read_gguf(gguf)
+        show_model(name, model, choices["as_json"])
+        return 0
+    if gguf is not None and inventories:
+        raise click.UsageError(t("--gguf goes with --facts", "--gguf 须与 --facts 一起使用"))
+    if tier is None and gguf is None:
+        raise click.UsageError(t("Missing option '--tier'.", "缺少选项 '--tier'。"))
     if bool(inventories) == bool(facts):
         raise click.UsageError(
             t("give either -i HOSTS or --facts FILE", "请给出 -i HOSTS 或 --facts FILE 之一")
@@ -81,7 +114,7 @@ def command(
         overrides = list(choices["overrides"])
         if choices["channel"]:
             overrides.append(f"dsprov_channel={choices['channel']}")
-        plan, code = plan_from_facts(facts, tier, overrides)
+        plan, code = plan_from_facts(facts, tier, overrides, gguf)
         _hand_over(
             plan, choices["as_json"], output, why, None if choices["as_json"] else data.read_yaml(facts)
         )

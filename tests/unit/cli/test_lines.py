@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
 from dsprov import verb
 from dsprov.invocation import Invocation
 from dsprov.runner import HostOutcome, Outcome
+from dsprov.show import show_check
 from dsprov.version import version
 from tests.conftest import ROOT, Dsprov
 from tests.fixtures.machines import GIB, RTX_4090, facts, machine
@@ -83,6 +86,44 @@ def test_plan_for_people_in_both_languages(dsprov: Dsprov, facts_file: Path) -> 
     chinese = dsprov("--lang", "zh", "plan", "--facts", facts_file, "--tier", "basic")
     assert "可行" in chinese.out
     assert "fits" not in chinese.out
+
+
+def test_why_says_what_was_turned_down_and_the_command(dsprov: Dsprov, write: Write) -> None:
+    path = write("f.yml", facts(gpus=[{**RTX_4090, "count": 4}]))
+    said = dsprov("plan", "--facts", path, "--tier", "standard", "--why")
+    assert said.code == 0
+    assert "considered:" in said.out
+    assert re.search(r"✓ +vllm +BF16 +fits", said.out)
+    assert re.search(r"· +vllm +AWQ +less precise", said.out)
+    assert "vllm serve /var/lib/dsprov/models/deepseek-r1-32b/BF16" in said.out
+    assert "GPU 0-3  ██" in said.out
+    assert "does not install it yet" in said.err
+    chinese = dsprov("plan", "--facts", path, "--tier", "standard", "--why", "--lang", "zh")
+    assert "考虑过的方案" in chinese.out
+    assert "精度低于已选变体" in chinese.out
+
+
+def test_hosts_with_the_same_plan_are_shown_once(dsprov: Dsprov, write: Write) -> None:
+    path = write("f.yml", {"schema": 1, "hosts": {f"h{n:03}": machine() for n in range(200)}})
+    said = dsprov("plan", "--facts", path, "--tier", "demo")
+    assert said.out.count("█") < 100
+    assert len([line for line in said.out.splitlines() if line.startswith("h")]) == 202
+
+
+def test_check_is_a_table_of_what_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    def problem(code: str, host: str) -> dict[str, Any]:
+        return problems().make(code, host, **dict.fromkeys(("port", "process", "pid", "variable"), "x"))
+
+    found = [problem("port-in-use", "b"), problem("driver-missing", "b"), problem("unreachable", "c")]
+    show_check({"a": "ok", "b": "failed", "c": "unreachable"}, found, None)
+    head, a, b, c, legend = capsys.readouterr().out.splitlines()
+    columns = head.split()
+    assert set(a.split()[1:-1]) == {"✓"}
+    row = dict(zip(columns, b.split(), strict=False))
+    assert (row["ports"], row["driver"], row["disk"]) == ("✗", "!", "✓")
+    assert b.endswith("not ready")
+    assert dict(zip(columns, c.split(), strict=False))["reach"] == "✗"
+    assert "mend it" in legend
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +27,12 @@ gpus = st.lists(
             "vendor": st.sampled_from(["nvidia", "nvidia", "nvidia", "amd"]),
             "name": st.just("card"),
         },
-        optional={"memory_bytes": st.integers(0, 200 * GIB), "count": st.integers(1, 8)},
+        optional={
+            "memory_bytes": st.integers(0, 200 * GIB) | st.sampled_from([24 * GIB, 80 * GIB, 141 * GIB]),
+            "count": st.integers(1, 8),
+            "compute_capability": st.sampled_from(["7.0", "8.0", "8.9", "9.0"]),
+            "driver_version": st.sampled_from([None, "580.95.05"]),
+        },
     ),
     max_size=4,
 )
@@ -33,16 +40,24 @@ hosts = st.builds(
     lambda **keys: machine(**keys),
     memory_bytes=MEMORY,
     gpus=gpus,
-    disks=st.just([]) | st.integers(0, 3000 * GB).map(lambda free: [{"mount": "/", "free_bytes": free}]),
+    disks=st.just([]) | st.integers(0, 9000 * GB).map(lambda free: [{"mount": "/", "free_bytes": free}]),
     delivered_bytes=st.integers(0, 30 * GB),
 )
+WISHES = [
+    (name, variant)
+    for name, row in sorted(catalogue()["models"].items())
+    for variant in ("auto", *row["variants"])
+]
 requests = st.builds(
-    Request,
+    lambda wish, **keys: Request(model=wish[0], variant=wish[1], **keys),
+    st.sampled_from(WISHES),
     tier=st.just("custom"),
-    model=st.sampled_from(sorted(catalogue()["models"])),
-    context_length=st.integers(256, 140_000),
-    parallel=st.integers(1, 64),
-    kv_cache_type=st.sampled_from(["f16", "q8_0", "q4_0"]),
+    engine=st.sampled_from(["auto", *catalogue()["engines"]]),
+    placement=st.sampled_from(["auto", "auto", "layers", "experts", "fit"]),
+    context_length=st.sampled_from([2048, 8192, 131072]) | st.integers(256, 140_000),
+    parallel=st.integers(0, 64),
+    kv_cache_type=st.sampled_from(["auto", "auto", "f16", "q8_0", "q4_0"]),
+    require_gpu=st.booleans(),
     web_ui=st.booleans(),
 )
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -74,10 +89,12 @@ def test_a_plan_that_is_ok_stays_within_the_machine(host: dict[str, Any], reques
     assert all(need <= have for need, have in zip(memory["gpu_bytes_per_device"], cards, strict=True))
     place = row["placement"]
     assert 0 <= place["gpu_layers"] <= place["total_layers"]
-    # What is not on the cards is in memory: nothing of the model is lost.
-    weights, cache = row["weights"]["bytes"], row["context"]["kv_bytes_per_token"]
-    total = weights + cache * request.context_length * request.parallel
-    assert memory["host_bytes"] + sum(memory["gpu_bytes_per_device"]) >= total
+    assert row["context"]["parallel"] >= max(1, request.parallel)
+    if row["engine"] in ("ollama", "llama_cpp"):
+        # What is not on the cards is in memory: nothing of the model is lost.
+        weights, cache = row["weights"]["bytes"], row["context"]["kv_bytes_per_token"]
+        total = weights + cache * request.context_length * row["context"]["parallel"]
+        assert memory["host_bytes"] + sum(memory["gpu_bytes_per_device"]) >= total
 
 
 @EXAMPLES
@@ -90,12 +107,31 @@ def test_more_never_makes_a_plan_infeasible(
     richer = {**host, "memory_bytes": host["memory_bytes"] + more}
     assert plan_one(richer, request)["ok"]
     another = {"vendor": "nvidia", "name": "card", "memory_bytes": card}
-    before = plan_one(host, request)["hosts"][0]["placement"]["gpu_layers"]
-    after = plan_one({**host, "gpus": [*host["gpus"], another]}, request)
-    assert after["ok"]
-    assert after["hosts"][0]["placement"]["gpu_layers"] >= before
+    assert plan_one({**host, "gpus": [*host["gpus"], another]}, request)["ok"]
+    larger = [
+        {**gpu, "memory_bytes": gpu["memory_bytes"] + card} if gpu.get("memory_bytes") else gpu
+        for gpu in host["gpus"]
+    ]
+    assert plan_one({**host, "gpus": larger}, request)["ok"]
     roomier = [{**disk, "free_bytes": disk["free_bytes"] + more} for disk in host["disks"]]
     assert plan_one({**host, "disks": roomier}, request)["ok"]
+
+
+@EXAMPLES
+@given(host=hosts, request=requests)
+def test_a_remedy_that_names_settings_helps(host: dict[str, Any], request: Request) -> None:
+    for problem in plan_one(host, request)["problems"]:
+        found = re.findall(r"dsprov_(\w+)=([\w.-]+)", problem["remedy"]["en"])
+        if problem["severity"] != "error" or not found:
+            continue
+        change: dict[str, Any] = {
+            key: int(value) if value.isdecimal() else {"true": True, "false": False}.get(value, value)
+            for key, value in found
+        }
+        if any(key not in Request.__dataclass_fields__ for key in change):
+            continue
+        mended = plan_one(host, replace(request, **change))
+        assert mended["ok"], (problem["remedy"]["en"], mended["problems"])
 
 
 @EXAMPLES
