@@ -23,7 +23,8 @@ TINY: dict[str, Any] = {
     "layers": 3, "hidden": 512, "heads": 8, "kv_heads": 4, "head_dim": 64, "feed": 1536, "words": 400,
 }  # fmt: skip
 LATENT: dict[str, Any] = {
-    "layers": 3, "hidden": 512, "heads": 8, "feed": 1024, "experts": 8, "active": 2, "expert_feed": 256, "words": 400,
+    "layers": 3, "hidden": 512, "heads": 8, "feed": 1024, "experts": 8, "active": 2, "expert_feed": 256,
+    "words": 400,
 }  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def test_an_address_that_does_not_serve(web: str, path: str, says: str) -> None:
 
 
 def test_nobody_answers() -> None:
-    with pytest.raises(gguf.GgufError, match="127.0.0.1"):
+    with pytest.raises(gguf.GgufError, match=r"127\.0\.0\.1"):
         gguf.read("http://127.0.0.1:9/x.gguf")
 
 
