@@ -101,9 +101,12 @@ def plan(
     problems = Problems(catalogue["problems"])
     found: list[Problem] = []
     hosts: list[dict[str, Any]] = []
-    for name in sorted(facts["hosts"]):
-        own = (host_requests or {}).get(name, request)
+    wishes = {name: (host_requests or {}).get(name, request) for name in sorted(facts["hosts"])}
+    shared = all(own == request for own in wishes.values())
+    for name, own in wishes.items():
         troubles = _check_request(own, catalogue, problems)
+        for problem in [] if shared else troubles:
+            problem["host"] = name  # This host's own wish: the others go on.
         if not troubles:
             row, troubles = _plan_host(name, facts["hosts"][name], own, catalogue, problems)
             hosts.append(row)
