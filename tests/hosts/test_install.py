@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -19,7 +18,9 @@ KILLS = 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_killed_at_any_moment_the_same_command_goes_on(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
+def test_killed_at_any_moment_the_same_command_goes_on(
+    lab: Lab, tmp_path: Path, number: signal.Signals
+) -> None:
     """Five moments over the length of an install, each further on than the one before."""
     inventory = lab.variant(tmp_path, hosts=("t12",))
     command = [str(DSPROV), "install", "--tier", "demo", "-i", str(inventory)]
@@ -40,12 +41,17 @@ def test_killed_at_any_moment_the_same_command_goes_on(lab: Lab, tmp_path: Path,
     assert dsprov("install", "--tier", "demo", "-i", inventory).code == 0
     again = dsprov("install", "--tier", "demo", "-i", inventory, "--json")
     assert again.document["hosts"]["t12"]["changed"] == 0, again.document["hosts"]["t12"]["changed_tasks"]
-    left = lab.sh("t12", "find /opt/dsprov /var/lib/dsprov /etc/dsprov -name '*.part' -o -name '*.tmp' -o -name '.part*'")
+    left = lab.sh(
+        "t12",
+        "find /opt/dsprov /var/lib/dsprov /etc/dsprov -name '*.part' -o -name '*.tmp' -o -name '.part*'",
+    )
     assert left == ""
 
 
 def ansible_runs_on(inventory: Path) -> bool:
-    done = subprocess.run(["pgrep", "-f", f"ansible-playbook.*{inventory}"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["pgrep", "-f", f"ansible-playbook.*{inventory}"], capture_output=True, text=True, check=False
+    )
     return bool(done.stdout.strip())
 
 
@@ -65,7 +71,9 @@ def test_two_runs_at_once(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_one_of_two_hosts_is_unreachable(lab: Lab, tmp_path: Path) -> None:
-    inventory = lab.variant(tmp_path, "[appliances]\naway ansible_host=127.0.0.1 ansible_port=9", hosts=("t13",))
+    inventory = lab.variant(
+        tmp_path, "[appliances]\naway ansible_host=127.0.0.1 ansible_port=9", hosts=("t13",)
+    )
     run = dsprov("install", "--tier", "demo", "-i", inventory, "--json")
     assert run.code == 4
     assert run.document["hosts"]["away"]["state"] == "unreachable"
@@ -74,7 +82,11 @@ def test_one_of_two_hosts_is_unreachable(lab: Lab, tmp_path: Path) -> None:
     healthy = dsprov("status", "-i", inventory, "--limit", "t13", "--json")
     assert healthy.code == 0
     services = healthy.document["hosts"]["t13"]["services"]
-    assert {row["name"]: row["healthy"] for row in services} == {"docker": True, "ollama": True, "open_webui": True}
+    assert {row["name"]: row["healthy"] for row in services} == {
+        "docker": True,
+        "ollama": True,
+        "open_webui": True,
+    }
     assert all(row["version"] for row in services)
 
 
@@ -91,10 +103,12 @@ def test_the_password_is_nowhere(lab: Lab, tmp_path: Path) -> None:
     said = run.out + run.err
     kept = "".join(path.read_text(encoding="utf-8") for path in state.rglob("*") if path.is_file())
     assert len(kept) > 10000, "the log should hold the whole run"
-    on_host = lab.sh("t13", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; cat /etc/dsprov/state.json; journalctl -q -o cat")
+    on_host = lab.sh(
+        "t13", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; cat /etc/dsprov/state.json; journalctl -q -o cat"
+    )
     for value in values:
         assert value not in said
         assert value not in kept
         assert value not in on_host
     log = next(state.rglob("*.log"))
-    assert os.stat(log).st_mode & 0o077 == 0
+    assert log.stat().st_mode & 0o077 == 0
