@@ -12,7 +12,7 @@ SCENARIOS := docker ollama open_webui demo
 HOST ?= deb12
 PROJECT ?= lab
 
-.PHONY: help setup demo demo-down test test-fast test-all lint unit contract wheel molecule docs lab-up lab-down lab-shell bench clean
+.PHONY: help setup demo demo-down test test-fast test-all lint unit contract wheel hosts molecule docs lab-up lab-down lab-shell bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,12 +31,12 @@ demo: setup ## Provision a real host and chat with it (first time about 25 minut
 demo-down: setup ## Take the demo's host away
 	@python -m tests.lab down --project demo
 
-test: lint unit contract wheel molecule ## Everything (first time under 60 minutes, then under 15)
+test: lint unit contract wheel hosts molecule ## Everything (first time under 60 minutes, then under 15)
 
 test-fast: lint unit contract ## What needs no hosts (under 2 minutes)
 
-test-all: test ## What takes longer: robustness and the venv way, on real hosts
-	@pytest -q tests/lab/slow
+test-all: test ## Everything, and what takes longer: installs killed at random moments
+	@pytest -q tests/hosts -m slow
 
 lint: setup ## ruff, mypy, yamllint, ansible-lint
 	@ruff check .
@@ -53,6 +53,9 @@ contract: setup ## Data, docs and argument specs agree
 
 wheel: setup ## The wheel in a clean environment
 	@pytest -q tests/contract -m slow
+
+hosts: setup ## The command line against real hosts: bad input, a dead host, secrets
+	@pytest -q tests/hosts -m 'not slow'
 
 molecule: setup ## Every scenario on Debian 12 and 13
 	@for scenario in $(SCENARIOS); do

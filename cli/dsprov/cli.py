@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from dsprov import words
+from dsprov import options, words
 from dsprov.words import t
 
 # Verb to its help, in the order in which people need them. The module is dsprov.commands.<verb>.
@@ -59,11 +59,6 @@ class Verbs(click.Group):
             formatter.write_dl([(verb, t(*texts)) for verb, texts in VERBS.items()])
 
 
-def _language(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    if value:
-        words.choose(value)
-
-
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         from dsprov.version import version
@@ -77,14 +72,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Try it: dsprov install --tier demo -i hosts.ini",
 )
-@click.option(
-    "--lang",
-    type=click.Choice(words.LANGUAGES),
-    expose_value=False,
-    is_eager=True,
-    callback=_language,
-    help="Language of messages, 语言; by default the locale's.",
-)
+@options.lang
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
 )

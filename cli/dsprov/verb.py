@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
 from dsprov import runner
 from dsprov.invocation import compose
 from dsprov.lock import inventory_lock
@@ -44,7 +43,6 @@ def run_verb(
     Returns:
         The exit code of the contract.
     """
-    catalogue()  # A broken catalogue is said before anything runs.
     invocation = compose(
         verb,
         inventories,

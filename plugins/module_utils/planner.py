@@ -107,8 +107,11 @@ def plan(
             groups.append((own, known := []))
         known.append(name)
     for own, names in groups:
-        # What is wrong with a request that all hosts share is said once.
         troubles = _check_request(own, catalogue, problems)
+        if troubles and len(groups) > 1:
+            # Wishes of these hosts alone: the others go on.
+            found += [{**problem, "host": name} for name in names for problem in troubles]
+            continue
         if not troubles:
             made = _Group(names, facts["hosts"], own, catalogue, problems)
             rows |= made.rows

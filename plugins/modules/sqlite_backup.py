@@ -58,7 +58,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-copy:
+backup:
   description: Path of the copy that was made or put back; empty if there was no database.
   type: str
   returned: success
@@ -205,7 +205,7 @@ def main() -> None:
         module.fail_json(
             msg=f"{error.filename or params['path']}: {error.strerror}; see to its folder and disk"
         )
-    module.exit_json(changed=result.changed, copy=result.copy, bytes=result.bytes, removed=result.removed)
+    module.exit_json(changed=result.changed, backup=result.copy, bytes=result.bytes, removed=result.removed)
 
 
 if __name__ == "__main__":

@@ -44,48 +44,14 @@ document:
   sample: {"schema": 1, "tier": "demo", "when": "2026-11-21T22:00:00Z"}
 """
 
-import json
 import os
-import tempfile
 import time
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.dsprov.appliance.plugins.module_utils.files import dump_json, load_json
+
 SCHEMA = 1
-
-
-def load(path: str) -> dict[str, Any]:
-    """The record, or an empty one where there is none that can be read."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def save(path: str, document: dict[str, Any]) -> None:
-    """Replaces the file in one step, and makes sure the step is on the disk."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".state-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def main() -> None:
@@ -97,14 +63,15 @@ def main() -> None:
         supports_check_mode=True,
     )
     path = module.params["path"]
-    old = load(path)
+    old = load_json(path)
     wanted = {"schema": SCHEMA, **module.params["document"]}
     if {key: value for key, value in old.items() if key != "when"} == wanted:
         module.exit_json(changed=False, document=old)
     new = {**wanted, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     if not module.check_mode:
         try:
-            save(path, new)
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            dump_json(path, new)
         except OSError as error:
             module.fail_json(msg=f"{path}: {error.strerror}; free space or mend its rights, then run again")
     module.exit_json(changed=True, document=new)

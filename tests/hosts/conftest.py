@@ -65,7 +65,10 @@ class Lab:
         """A script as root on a host, past ssh and sudo, so that these may be broken."""
         container = f"dsprov-lab-{LAB}-{host}"
         done = subprocess.run(
-            ["docker", "exec", "-i", container, "sh", "-c", script], capture_output=True, text=True, check=False
+            ["docker", "exec", "-i", container, "sh", "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if check:
             assert done.returncode == 0, f"{script}: {done.stderr}"

@@ -26,7 +26,10 @@ def refused(lab: Lab, inventory: Path, *words: str, options: tuple[str, ...] = (
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("[all:vars]\ndsprov_contxt_length=4096", ["dsprov_contxt_length", "hosts.ini:", "dsprov_context_length"]),
+        (
+            "[all:vars]\ndsprov_contxt_length=4096",
+            ["dsprov_contxt_length", "hosts.ini:", "dsprov_context_length"],
+        ),
         ("[all:vars]\ndsprov_context_length=long", ["dsprov_context_length", "'long'", "whole number"]),
         ("[all:vars]\ndsprov_engine=olama", ["dsprov_engine", "'olama'", "ollama"]),
         ("[all:vars]\nollama_max_queue=many", ["ollama_max_queue", "many"]),
@@ -56,7 +59,10 @@ def test_a_limit_that_matches_nothing(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_user_without_sudo(lab: Lab, tmp_path: Path) -> None:
-    lab.sh("t12", "mv /etc/sudoers.d /etc/sudoers.away && mkdir /etc/sudoers.d; gpasswd -d integrator sudo || true")
+    lab.sh(
+        "t12",
+        "mv /etc/sudoers.d /etc/sudoers.away && mkdir /etc/sudoers.d; gpasswd -d integrator sudo || true",
+    )
     try:
         refused(lab, lab.variant(tmp_path), "t12", "sudo")
     finally:
@@ -75,7 +81,10 @@ def test_a_host_without_python(lab: Lab, tmp_path: Path) -> None:
 def listening(lab: Lab, port: int) -> Iterator[None]:
     """Somebody else's server on a port."""
     lab.sh("t12", f"systemd-run --unit=squatter python3 -m http.server --bind 127.0.0.1 {port}")
-    lab.sh("t12", f"for i in $(seq 50); do ss -Hltn 'sport = :{port}' | grep -q . && exit; sleep 0.1; done; exit 1")
+    lab.sh(
+        "t12",
+        f"for i in $(seq 50); do ss -Hltn 'sport = :{port}' | grep -q . && exit; sleep 0.1; done; exit 1",
+    )
     try:
         yield
     finally:
@@ -100,13 +109,18 @@ def test_a_catalogue_with_a_typo(lab: Lab, tmp_path: Path) -> None:
     # The whole tree again, as an integrator who edits the catalogue has it.
     tree = tmp_path / "tree"
     shutil.copytree(
-        PROJECT, tree, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", ".lab", ".*_cache", "__pycache__")
+        PROJECT,
+        tree,
+        symlinks=True,
+        ignore=shutil.ignore_patterns(".git", ".venv", ".lab", ".*_cache", "__pycache__"),
     )
     models = tree / "catalog" / "models.yml"
     text = models.read_text(encoding="utf-8").replace("context_limit: 8192", "contxt_limit: 8192")
     models.write_text(text, encoding="utf-8")
     before = lab.fingerprint("t12")
-    run = dsprov("install", "--tier", "demo", "-i", lab.variant(tmp_path), env={"PYTHONPATH": str(tree / "cli")})
+    run = dsprov(
+        "install", "--tier", "demo", "-i", lab.variant(tmp_path), env={"PYTHONPATH": str(tree / "cli")}
+    )
     assert run.code == 2
     assert len(run.errors) == 1
     for word in ("models.yml", "smollm2:135m", "contxt_limit", "context_limit"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsprov import options
-from dsprov.runner import Outcome
 from dsprov.show import show_check, show_plan
 from dsprov.verb import run_verb
 from dsprov.words import say
+
+if TYPE_CHECKING:
+    from dsprov.runner import Outcome
 
 
 def report(outcome: Outcome) -> None:

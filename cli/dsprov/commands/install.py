@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsprov import options
-from dsprov.runner import Outcome
 from dsprov.verb import run_verb, summary
 from dsprov.words import say, t
+
+if TYPE_CHECKING:
+    from dsprov.runner import Outcome
 
 
 @click.command(help="Turn the hosts into appliances. The same command again goes on, or changes nothing.")

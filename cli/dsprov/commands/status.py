@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsprov import options
-from dsprov.runner import Outcome
 from dsprov.verb import run_verb
 from dsprov.words import t
+
+if TYPE_CHECKING:
+    from dsprov.runner import Outcome
 
 
 def document(outcome: Outcome) -> dict[str, Any]:

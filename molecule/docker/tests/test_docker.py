@@ -1,4 +1,4 @@
-"""Docker seen from outside, after the role met an administrator's settings and a container of somebody else."""
+"""Docker seen from outside, after the role met an administrator's settings and somebody else's container."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_our_options_are_in_effect(host: Any) -> None:
 def test_the_container_of_somebody_else_never_stopped(host: Any) -> None:
     state = docker(host, "inspect", "theirs")[0]["State"]
     assert state["Running"] is True
-    assert str(state["Pid"]) == host.file("/var/tmp/theirs.pid").content_string
+    assert str(state["Pid"]) == host.file("/etc/docker/theirs.pid").content_string
 
 
 def test_a_new_container_rotates_its_log(host: Any) -> None:

@@ -33,6 +33,15 @@ def test_one_host_answers_and_one_does_not(dsprov: Dsprov, write: Write) -> None
     assert "away: unreachable" in said.err
 
 
+def test_one_host_is_refused_and_the_other_is_not(dsprov: Dsprov, write: Write) -> None:
+    other = LOCAL.replace("here", "there").replace("\n", " dsprov_context_length=99999\n")
+    said = dsprov("check", "--tier", "demo", "-i", write("hosts.ini", LOCAL + other), "--json")
+    assert said.code == 3, said.err
+    states = {name: host["state"] for name, host in said.document["hosts"].items()}
+    assert states == {"here": "ok", "there": "failed"}
+    assert [(p["code"], p["host"]) for p in said.document["problems"]] == [("context-too-long", "there")]
+
+
 @pytest.mark.parametrize(
     ("content", "more", "code", "says"),
     [
@@ -43,7 +52,7 @@ def test_one_host_answers_and_one_does_not(dsprov: Dsprov, write: Write) -> None
             LOCAL + "[all:vars]\ndsprov_contextlength=4\n",
             [],
             2,
-            "hosts.ini:2: dsprov_contextlength: there is no such variable; did you mean dsprov_context_length?",
+            "hosts.ini:3: dsprov_contextlength: there is no such variable; did you mean dsprov_context_length",  # noqa: E501
         ),
         (
             LOCAL + "[all:vars]\ndsprov_parallel=many\n",

@@ -230,6 +230,14 @@ def test_hosts_may_wish_differently() -> None:
     assert [row["context"]["length"] for row in made["hosts"]] == [4096, 2048]
 
 
+def test_a_wish_that_cannot_be_refuses_its_own_host_alone() -> None:
+    document = {"schema": 1, "hosts": {"a": machine(), "b": machine()}}
+    wishes = {"a": request_for("demo"), "b": request_for("demo", context_length=9000)}
+    made = plan(document, wishes["a"], catalogue(), wishes)
+    assert [(problem["code"], problem["host"]) for problem in made["problems"]] == [("context-too-long", "b")]
+    assert [row["name"] for row in made["hosts"]] == ["a"]
+
+
 # -- ports ---------------------------------------------------------------------------------------
 
 PORTS = [
