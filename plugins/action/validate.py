@@ -9,12 +9,14 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.plugins.action import ActionBase
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, ProblemError
 from ansible_collections.dsprov.appliance.plugins.module_utils.variables import PREFIX
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.outcome import refusal
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import (
+    ControllerAction,
+    refusal,
+)
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
 
 try:  # Where a value was written; an internal of ansible-core 2.19, so it may go.
@@ -23,24 +25,15 @@ except ImportError:
     Origin = None
 
 
-class ActionModule(ActionBase):
+class ActionModule(ControllerAction):
     """Options: `roles`, whose argument specs are checked beside the collection-wide variables."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        variables = task_vars or {}
-        host = variables.get("inventory_hostname")
+    def decide(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found = self._problems(variables)
         except ProblemError as error:
             found = [error.problem]
-        for problem in found:
-            problem["host"] = host
-        return {**result, "changed": False, **refusal(found)}
+        return refusal([{**problem, "host": variables.get("inventory_hostname")} for problem in found])
 
     def _problems(self, variables: Mapping[str, Any]) -> list[Problem]:
         given = {key: value for key, value in variables.items() if key.startswith(PREFIX)}
