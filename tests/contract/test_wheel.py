@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,15 +31,28 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     )
 
 
+UV = Path(sys.executable).with_name("uv")
+
+
 def must(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, f"{done.args}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
+def package_environment(home: Path) -> dict[str, str]:
+    """The caller's own package index, cache and proxy: how packages are reached here."""
+    keep = {
+        key: value
+        for key, value in os.environ.items()
+        if key.startswith(("UV_", "PIP_", "SSL_", "REQUESTS_", "PYENV_")) or key.lower().endswith("_proxy")
+    }
+    return {**keep, "HOME": os.environ.get("HOME", str(home))}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("dist")
-    must(run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", target, cwd=ROOT))
+    must(run(UV, "build", "--quiet", "--wheel", "--out-dir", target, cwd=ROOT, **package_environment(target)))
     (made,) = target.glob("*.whl")
     return made
 
@@ -50,23 +62,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of programs of a clean virtual environment that holds the wheel."""
     home = tmp_path_factory.mktemp("clean")
     venv = home / "venv"
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    # The caller's own package index, cache and proxy are how packages are reached here.
-    keep = {
-        key: value
-        for key, value in os.environ.items()
-        if key.startswith(("UV_", "PIP_", "SSL_", "REQUESTS_", "PYENV_")) or key.lower().endswith("_proxy")
-    }
-    keep["HOME"] = os.environ.get("HOME", str(home))
+    keep = package_environment(home)
     keep["PATH"] = os.environ["PATH"]
-    if uv:
-        must(run(uv, "venv", "--quiet", "--python", sys.executable, venv, cwd=home, **keep))
-        must(
-            run(uv, "pip", "install", "--quiet", "--python", venv / "bin" / "python", wheel, cwd=home, **keep)
-        )
-    else:
-        must(run(sys.executable, "-m", "venv", venv, cwd=home))
-        must(run(venv / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, cwd=home, **keep))
+    must(run(UV, "venv", "--quiet", "--python", sys.executable, venv, cwd=home, **keep))
+    python = venv / "bin" / "python"
+    must(run(UV, "pip", "install", "--quiet", "--python", python, wheel, cwd=home, **keep))
     return venv / "bin"
 
 
