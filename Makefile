@@ -49,7 +49,7 @@ unit: setup ## Pure logic, modules, command line
 	@pytest -q tests/unit -n 2
 
 contract: setup ## Data, docs and argument specs agree
-	@pytest -q tests/contract -m 'not slow'
+	@pytest -q tests/contract -n 2 -m 'not slow'
 
 wheel: setup ## The wheel in a clean environment
 	@pytest -q tests/contract -m slow

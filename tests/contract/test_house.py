@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shutil
 import subprocess
@@ -113,17 +114,12 @@ def typos() -> list[tuple[str, tuple[Any, ...]]]:
             own = len(path) == OWN_NAMES.get(part) and path[0] == part
             free = any(word in path[:-1] for word in ("sampling", "registries", "variants", "files"))
             free = free and path[-2] in ("sampling", "registries", "variants", "files")
-            optional = path[-1] in (
-                "severity",
-                "match",
-                "choices",
-                "license",
-                "sampling",
-                "revision",
-                "image",
+            # The same key of another model, variant or file teaches nothing new.
+            shape = (
+                part,
+                *(w for v, w in itertools.pairwise(path[1:]) if isinstance(w, str) and v != "variants"),
             )
-            shape = (part, *(step for step in path[2:] if isinstance(step, str)))
-            if own or free or not isinstance(path[-1], str) or (shape in seen and not optional):
+            if own or free or not isinstance(path[-1], str) or shape in seen:
                 continue
             seen.add(shape)
             rows.append((name, path))
