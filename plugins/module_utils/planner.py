@@ -677,10 +677,12 @@ def _numbers(version: Any) -> tuple[int, int] | None:
 def _channel(
     host: Mapping[str, Any], request: Request, known: Mapping[str, Any], problems: Problems
 ) -> tuple[str, Problem | None]:
-    """The channel asked for; `auto` is the one that answered this host first."""
+    """The channel asked for; `auto` is the one that answered this host first. Asked and silent is a problem."""
+    asked = {key: ms for key, ms in host.get("channels", {}).items() if key in known}
     if request.channel != "auto":
-        return request.channel, None
-    answers = {key: ms for key, ms in host.get("channels", {}).items() if ms is not None and key in known}
+        silent = request.channel in asked and asked[request.channel] is None
+        return request.channel, problems.make("no-channel", tried=request.channel) if silent else None
+    answers = {key: ms for key, ms in asked.items() if ms is not None}
     if answers:
         return min(answers, key=lambda key: (answers[key], key)), None
     tried = ", ".join(sorted(host.get("channels", {})))

@@ -289,6 +289,9 @@ CHANNELS = [
     ("auto", {"upstream": 20.0, "cn": None}, "upstream", []),
     ("auto", {"upstream": None, "cn": None}, "upstream", ["no-channel"]),
     ("auto", {}, "upstream", []),
+    ("cn", {"cn": 5.0}, "cn", []),
+    # A named channel is kept, but one that was asked and is silent is said.
+    ("cn", {"cn": None}, "cn", ["no-channel"]),
     # Facts written by hand may name a channel that this release does not have.
     ("auto", {"moon": 1.0, "cn": 20.0}, "cn", []),
     ("auto", {"moon": 1.0}, "upstream", ["no-channel"]),
