@@ -677,7 +677,7 @@ def _numbers(version: Any) -> tuple[int, int] | None:
 def _channel(
     host: Mapping[str, Any], request: Request, known: Mapping[str, Any], problems: Problems
 ) -> tuple[str, Problem | None]:
-    """The channel asked for; `auto` is the one that answered this host first. Asked and silent is a problem."""
+    """The channel asked for; `auto` is the one that answered this host first. A silent one is a problem."""
     asked = {key: ms for key, ms in host.get("channels", {}).items() if key in known}
     if request.channel != "auto":
         silent = request.channel in asked and asked[request.channel] is None
