@@ -22,6 +22,8 @@ _ACCELERATORS = ("0302", "0380", "0b40", "1200")
 _BRIDGE = "0680"
 _MAKERS = {"1002": "amd", "19e5": "huawei", "1d94": "hygon"}
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.[0-7]")
+# What may stand in a command of ours; the kernel lets nearly anything be a name.
+_NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,32}")
 # ARPHRD_ETHER and ARPHRD_INFINIBAND of Linux include/uapi/linux/if_arp.h.
 _LINKS = ("1", "32")
 _SIOCGIFADDR = 0x8915
@@ -96,7 +98,7 @@ def nics(root: str = SYS, proc: str = PROC) -> list[dict[str, Any]]:
     for name in _list(folder):
         own = f"{folder}/{name}"
         slaves = _read(own, "bonding", "slaves").split()
-        if _read(own, "type") not in _LINKS:
+        if not _NAME.fullmatch(name) or _read(own, "type") not in _LINKS:
             continue
         if not (os.path.exists(f"{own}/device") or os.path.isdir(f"{own}/bonding") or name in routed):
             continue
@@ -105,7 +107,8 @@ def nics(root: str = SYS, proc: str = PROC) -> list[dict[str, Any]]:
         if address:
             row["address"] = address
         speed = _read(own, "speed")
-        if speed.isdigit():  # -1, or an error, where the link is down or has no speed of its own
+        # -1, its unsigned twin, or an error, where the link is down or has no speed of its own.
+        if speed.isdigit() and int(speed) < 1 << 29:
             row["speed_mbps"] = int(speed)
         row["rdma"] = any(
             os.path.realpath(f"{folder}/{member}/device") in remote

@@ -87,6 +87,11 @@ def test_network_cards(tmp_path: Path) -> None:
         "sys/class/net/ens2/type": "1\n",
         "sys/class/net/ens2/speed": "-1\n",
         "sys/class/net/ens2/device/vendor": "0x8086\n",
+        "sys/class/net/ens3/type": "1\n",
+        "sys/class/net/ens3/speed": "4294967295\n",
+        "sys/class/net/ens3/device/vendor": "0x8086\n",
+        "sys/class/net/$(id)/type": "1\n",
+        "sys/class/net/$(id)/device/vendor": "0x8086\n",
         "sys/class/net/br0/type": "1\n",
         "sys/class/net/bond0/type": "1\n",
         "sys/class/net/bond0/speed": "200000\n",
@@ -105,6 +110,7 @@ def test_network_cards(tmp_path: Path) -> None:
         {"name": "br0", "address": "fd00::7", "rdma": False},
         {"name": "ens1", "speed_mbps": 100000, "rdma": True},
         {"name": "ens2", "rdma": False},
+        {"name": "ens3", "rdma": False},
     ]
 
 
