@@ -67,10 +67,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-# Source: Linux include/linux/pci_ids.h.
-NVIDIA_VENDOR = "0x10de"
-PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
-PCI_BRIDGE_CLASS = "0x0680"
+from ansible_collections.dsprov.appliance.plugins.module_utils import devices, nvml
+
+MAKERS = {"nvidia": "NVIDIA", "amd": "AMD", "huawei": "Huawei", "hygon": "Hygon"}
 # The flags that engines choose their code by.
 CPU_FLAGS = {
     "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
@@ -183,79 +182,44 @@ def disks(data_path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def pci_devices() -> list[tuple[str, str, str]]:
-    """(vendor, device, class) of each PCI function."""
-    return [
-        (read(f"{path}/vendor").strip(), read(f"{path}/device").strip(), read(f"{path}/class").strip())
-        for path in sorted(glob.glob("/sys/bus/pci/devices/*"))
-    ]
-
-
-def gpus(functions: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """NVIDIA's cards: by NVML where the driver answers, else by PCI."""
-    rows = nvml_gpus() or smi_gpus()
-    if rows:
-        return rows
-    return [
-        {"vendor": "nvidia", "name": f"NVIDIA device {device}", "pci_id": device[2:], "driver_version": None}
-        for vendor, device, kind in functions
-        if vendor == NVIDIA_VENDOR and kind[:6] in PCI_DISPLAY_CLASSES
-    ]
-
-
-def nvml_gpus() -> list[dict[str, Any]]:
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        rows = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+def gpus(functions: list[devices.Function], reading: nvml.Reading) -> list[dict[str, Any]]:
+    """One row a card: as the driver knows it, and from PCI what no driver answers for."""
+    rows: list[dict[str, Any]] = []
+    driven = set()
+    for card in reading.devices:
+        driven.add(card.address)
+        row = {
+            "vendor": "nvidia",
+            "name": card.name,
+            "pci_id": card.pci_id,
+            "memory_bytes": card.memory_bytes,
+            "compute_capability": card.compute_capability,
+            "nvlinks": card.nvlinks,
+        }
+        rows.append({key: value for key, value in row.items() if value is not None})
+        rows[-1]["driver_version"] = reading.driver_version
+    for function, vendor in devices.cards(functions):
+        if function.address not in driven:
             rows.append(
                 {
-                    "vendor": "nvidia",
-                    "name": _text(pynvml.nvmlDeviceGetName(handle)),
-                    "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    "compute_capability": f"{major}.{minor}",
-                    "driver_version": driver,
+                    "vendor": vendor,
+                    "name": f"{MAKERS[vendor]} device 0x{function.device}",
+                    "pci_id": f"{function.vendor}:{function.device}",
+                    "driver_version": None,
                 }
             )
-        return rows
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def smi_gpus() -> list[dict[str, Any]]:
-    """The same from nvidia-smi, for hosts without pynvml."""
-    output = run(
-        "nvidia-smi",
-        "--query-gpu=name,memory.total,compute_cap,driver_version",
-        "--format=csv,noheader,nounits",
-    )
-    rows = []
-    for line in output.splitlines():
-        name, memory, capability, driver = (cell.strip() for cell in line.split(","))
-        rows.append(
-            {
-                "vendor": "nvidia",
-                "name": name,
-                "memory_bytes": int(float(memory)) * 1024 * 1024,
-                "compute_capability": capability,
-                "driver_version": driver,
-            }
-        )
     return rows
+
+
+def nvidia(reading: nvml.Reading) -> dict[str, Any]:
+    """The driver as a whole: what is loaded, and why it does not answer where it does not."""
+    return {
+        # The kernel knows the module's version even where the library beside it is another one's.
+        "driver_version": reading.driver_version or read("/sys/module/nvidia/version").strip() or None,
+        "library_version": reading.library_version,
+        "cuda_version": reading.cuda_version,
+        "nvml_error": reading.error,
+    }
 
 
 def docker_version() -> str | None:
@@ -360,16 +324,18 @@ def answer_times(endpoints: dict[str, str]) -> dict[str, float | None]:
 
 def probe(data_path: str, endpoints: dict[str, str], controller_time: float) -> dict[str, Any]:
     """One host's row of a facts document, schema 1."""
-    functions = pci_devices()
+    # First, while there is one thread: it asks in a child.
+    reading = nvml.read_apart()
+    functions = devices.pci()
     facts: dict[str, Any] = {
         "os": operating_system(),
         "cpu": cpu(),
         "memory_bytes": memory_bytes(),
         "disks": disks(data_path),
-        "gpus": gpus(functions),
-        "nvswitch": any(
-            vendor == NVIDIA_VENDOR and kind[:6] == PCI_BRIDGE_CLASS for vendor, _d, kind in functions
-        ),
+        "gpus": gpus(functions, reading),
+        "nvidia": nvidia(reading),
+        "nvswitch": devices.nvswitch(functions),
+        "nics": devices.nics(),
         "docker": {"version": docker_version()},
         "python": platform.python_version(),
         "secure_boot": secure_boot(),

@@ -15,7 +15,8 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 DSPROV = Path(sys.executable).with_name("dsprov")
-LAB = "tests"
+# Another name lets two checkouts test beside each other.
+LAB = os.environ.get("DSPROV_TEST_PROJECT", "tests")
 # What an install may change; a refusal must leave all of it as it was.
 FINGERPRINT = (
     "{ dpkg-query -W; ls /etc/systemd/system; cat /etc/passwd; "

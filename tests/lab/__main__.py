@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from . import channel, engine, hosts, inventory, mirror
+from . import channel, engine, hardware, hosts, inventory, mirror
 from .artifacts import base
 from .artifacts.common import BuildError, cache_root, locked
 from .engine import LABEL, NETWORK, ROLE, LabError, docker
@@ -172,6 +172,30 @@ def shell(project: str, host: str, command: tuple[str, ...]) -> None:
     argv += ["-o", "IdentitiesOnly=yes", f"{hosts.USER}@{known[host]}", *command]
     sys.stdout.flush()
     os.execvp("ssh", argv)  # noqa: S606  the shell is the host's
+
+
+@lab.command("hardware")
+@project_option
+@click.argument("host")
+@click.argument("machine")
+@click.option(
+    "--driver",
+    default=hardware.DRIVER,
+    show_default=True,
+    metavar="VERSION",
+    help="Version of NVIDIA's library; 'none' for a host that has no driver.",
+)
+@click.option("--loaded", metavar="VERSION", help="Version in the kernel, where it is another one.")
+def imitate(project: str, host: str, machine: str, driver: str, loaded: str | None) -> None:
+    """Give HOST cards that it does not have: "8 x H20", "1 x 4090", or none."""
+    cards = hardware.parse(machine)
+    known = {one.name: one for one, state, _ in hosts.of(project) if state == "running"}
+    if host not in known:
+        raise LabError(
+            f"no host {host} runs in project {project}: there are {', '.join(sorted(known)) or 'none'}"
+        )
+    hardware.apply(known[host], cards, None if driver == "none" else driver, loaded, cache_root(), say)
+    say(f"{host}: {machine}, driver {driver}{f', {loaded} in the kernel' if loaded else ''}")
 
 
 @lab.command()

@@ -1,0 +1,182 @@
+"""The probe on real hosts with imitated cards: machines by states of the driver, and the real pynvml."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pynvml
+import pytest
+
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import check, facts_schema
+
+from .conftest import LAB, PROJECT, Lab, dsprov
+
+HOSTS = ("t12", "t13")
+ABSENT = {"driver_version": None, "library_version": None, "cuda_version": None, "nvml_error": None}
+H20 = {
+    "vendor": "nvidia",
+    "name": "NVIDIA H20",
+    "pci_id": "10de:2329",
+    "memory_bytes": 102625181696,
+    "compute_capability": "9.0",
+    "nvlinks": 18,
+}
+RTX_4090 = {
+    "vendor": "nvidia",
+    "name": "NVIDIA GeForce RTX 4090",
+    "pci_id": "10de:2684",
+    "memory_bytes": 25757220864,
+    "compute_capability": "8.9",
+}
+
+
+def by_pci(device: str) -> dict[str, Any]:
+    return {
+        "vendor": "nvidia",
+        "name": f"NVIDIA device 0x{device}",
+        "pci_id": f"10de:{device}",
+        "driver_version": None,
+    }
+
+
+def imitate(machine: str, *options: str) -> None:
+    for host in HOSTS:
+        subprocess.run(
+            [sys.executable, "-m", "tests.lab", "hardware", "--project", LAB, host, machine, *options],
+            cwd=PROJECT,
+            check=True,
+        )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bare_again(lab: Lab) -> Iterator[None]:
+    """The hosts' other tests want none of this."""
+    yield
+    for host in HOSTS:
+        lab.sh(
+            host,
+            "systemctl disable --now lab-hardware.service; rm -rf /etc/dsprov-lab "
+            "/etc/systemd/system/lab-hardware.service /usr/local/lib/libnvidia-ml.so.1; ldconfig",
+        )
+
+
+def probe(lab: Lab) -> dict[str, dict[str, Any]]:
+    run = dsprov("probe", "-i", lab.inventory, "--json")
+    assert run.code == 0
+    check(run.document, facts_schema(), None, "probe")
+    hosts: dict[str, dict[str, Any]] = run.document["hosts"]
+    assert sorted(hosts) == list(HOSTS)
+    return hosts
+
+
+MACHINES = [
+    pytest.param("none", ["--driver", "none"], [], False, ABSENT, id="none"),
+    pytest.param("1 x 4090", ["--driver", "none"], [by_pci("2684")], False, ABSENT, id="4090-absent"),
+    pytest.param(
+        "1 x 4090",
+        ["--driver", "525.60.13"],
+        [RTX_4090 | {"driver_version": "525.60.13"}],
+        False,
+        {"driver_version": "525.60.13", "library_version": "12.525.60.13", "cuda_version": "12.0"},
+        id="4090-old",
+    ),
+    pytest.param(
+        "1 x 4090",
+        [],
+        [RTX_4090 | {"driver_version": "580.95.05"}],
+        False,
+        {"driver_version": "580.95.05", "cuda_version": "13.0", "nvml_error": None},
+        id="4090-present",
+    ),
+    pytest.param(
+        "1 x 4090",
+        ["--driver", "580.95.05", "--loaded", "570.86.15"],
+        [by_pci("2684")],
+        False,
+        {"library_version": "13.580.95.05", "nvml_error": "Driver/library version mismatch (18)"},
+        id="4090-mismatch",
+    ),
+    pytest.param("8 x H20", ["--driver", "none"], 8 * [by_pci("2329")], True, ABSENT, id="h20-absent"),
+    pytest.param(
+        "8 x H20",
+        ["--driver", "470.256.02"],
+        8 * [by_pci("2329")],
+        True,
+        {"library_version": "11.470.256.02", "nvml_error": "Driver Not Loaded (9)"},
+        id="h20-too-old",
+    ),
+    pytest.param(
+        "8 x H20",
+        [],
+        8 * [H20 | {"driver_version": "580.95.05"}],
+        True,
+        {"driver_version": "580.95.05", "cuda_version": "13.0", "nvml_error": None},
+        id="h20-present",
+    ),
+]
+
+
+@pytest.mark.parametrize(("machine", "options", "gpus", "nvswitch", "driver"), MACHINES)
+def test_machines(
+    lab: Lab,
+    machine: str,
+    options: list[str],
+    gpus: list[dict[str, Any]],
+    nvswitch: bool,
+    driver: dict[str, Any],
+) -> None:
+    imitate(machine, *options)
+    before = lab.fingerprint("t12")
+    for facts in probe(lab).values():
+        assert facts["gpus"] == gpus
+        assert facts["nvswitch"] is nvswitch
+        assert facts["nvidia"] | driver == facts["nvidia"]
+        (nic,) = [row for row in facts["nics"] if row["name"] == "eth0"]
+        assert nic["address"].count(".") == 3
+    assert lab.fingerprint("t12") == before
+
+
+def test_the_real_pynvml_reads_the_same(lab: Lab) -> None:
+    """One file on the host's path, as a package would put it there; the probe then asks through it."""
+    imitate("8 x H20")
+    by_ctypes = probe(lab)
+    place = "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()[\"purelib\"])')"
+    with open(pynvml.__file__, encoding="utf-8") as file:
+        source = file.read()
+    for host in HOSTS:
+        subprocess.run(
+            ["docker", "exec", "-i", f"dsprov-lab-{LAB}-{host}", "sh", "-c", f"cat > {place}/pynvml.py"],
+            input=source,
+            text=True,
+            check=True,
+        )
+    try:
+        for host, facts in probe(lab).items():
+            assert facts["gpus"] == by_ctypes[host]["gpus"]
+            assert facts["nvidia"] == by_ctypes[host]["nvidia"]
+            said = lab.sh(
+                host, "python3 -c 'import pynvml as p; p.nvmlInit(); print(p.nvmlDeviceGetCount())'"
+            )
+            assert said == "8\n"
+    finally:
+        for host in HOSTS:
+            lab.sh(host, f"rm -f {place}/pynvml.py")
+
+
+def test_cards_outlive_a_boot(lab: Lab) -> None:
+    """A test that boots a host again keeps its machine."""
+    imitate("1 x 4090")
+    lab.sh("t13", "umount /sys/bus/pci/devices && systemctl restart lab-hardware.service")
+    assert len(probe(lab)["t13"]["gpus"]) == 1
+
+
+def test_a_probe_is_quick(lab: Lab) -> None:
+    """Under 2 s a host with all its cards, Ansible's own start included."""
+    imitate("8 x H20")
+    begun = time.monotonic()
+    probe(lab)
+    assert time.monotonic() - begun < 2 * len(HOSTS) + 2
