@@ -64,7 +64,7 @@ def run_verb(
     return outcome.exit_code
 
 
-def summary(outcome: Outcome) -> None:
+def summary(outcome: Outcome, dry_run: bool = False) -> None:
     """A line a host: what it came to, how much changed."""
     words = {
         "ok": t("ok", "成功"),
@@ -74,7 +74,10 @@ def summary(outcome: Outcome) -> None:
     width = max((len(name) for name in outcome.hosts), default=4)
     say()
     for name, host in sorted(outcome.hosts.items()):
-        changes = t(f"{len(host.changed)} changed", f"更改 {len(host.changed)} 项")
+        count = len(host.changed)
+        changes = t(f"{count} changed", f"更改 {count} 项")
+        if dry_run:
+            changes = t(f"{count} would change", f"将更改 {count} 项")
         say(f"{name:<{width}}  {words[host.state]}  {changes}")
     say(
         t(f"{outcome.seconds:.0f} s, log: {outcome.log}", f"用时 {outcome.seconds:.0f} 秒,日志:{outcome.log}")

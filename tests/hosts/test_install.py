@@ -19,6 +19,16 @@ KILLS = 5
 LENGTH = 70
 
 
+def test_a_dry_run_on_a_bare_host_only_says(lab: Lab, tmp_path: Path) -> None:
+    before = lab.fingerprint("t13")
+    run = dsprov(
+        "install", "--tier", "demo", "-i", lab.variant(tmp_path, hosts=("t13",)), "--dry-run", "--json"
+    )
+    assert run.code == 0, run.err
+    assert run.document["hosts"]["t13"]["changed"] > 5
+    assert lab.fingerprint("t13") == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "host"), [(signal.SIGINT, "t12"), (signal.SIGKILL, "t13")])
 def test_killed_at_any_moment_the_same_command_goes_on(

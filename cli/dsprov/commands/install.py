@@ -25,7 +25,7 @@ def command(inventories: tuple[Path, ...], tier: str, dry_run: bool, **choices: 
     """Preflight, converge, accept."""
 
     def report(outcome: Outcome) -> None:
-        summary(outcome)
+        summary(outcome, dry_run)
         if dry_run:
             say(t("dry run: nothing was changed", "演练:未作任何更改"))
             return
