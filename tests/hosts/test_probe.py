@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -145,8 +146,9 @@ def test_the_real_pynvml_reads_the_same(lab: Lab) -> None:
     imitate("8 x H20")
     by_ctypes = probe(lab)
     place = "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()[\"purelib\"])')"
-    with open(pynvml.__file__, encoding="utf-8") as file:
-        source = file.read()
+    # One answer is marked, so that nothing but the file can have given it.
+    mark = "\n\ndef nvmlSystemGetNVMLVersion():\n    return 'by pynvml'\n"
+    source = Path(pynvml.__file__).read_text(encoding="utf-8") + mark
     for host in HOSTS:
         subprocess.run(
             ["docker", "exec", "-i", f"dsprov-lab-{LAB}-{host}", "sh", "-c", f"cat > {place}/pynvml.py"],
@@ -157,7 +159,7 @@ def test_the_real_pynvml_reads_the_same(lab: Lab) -> None:
     try:
         for host, facts in probe(lab).items():
             assert facts["gpus"] == by_ctypes[host]["gpus"]
-            assert facts["nvidia"] == by_ctypes[host]["nvidia"]
+            assert facts["nvidia"] == by_ctypes[host]["nvidia"] | {"library_version": "by pynvml"}
             said = lab.sh(
                 host, "python3 -c 'import pynvml as p; p.nvmlInit(); print(p.nvmlDeviceGetCount())'"
             )
@@ -167,11 +169,13 @@ def test_the_real_pynvml_reads_the_same(lab: Lab) -> None:
             lab.sh(host, f"rm -f {place}/pynvml.py")
 
 
-def test_cards_outlive_a_boot(lab: Lab) -> None:
-    """A test that boots a host again keeps its machine."""
+def test_a_host_that_boots_again_has_its_cards(lab: Lab) -> None:
+    """What a boot does: the mount is gone, and the unit that makes it is wanted by the boot."""
     imitate("1 x 4090")
-    lab.sh("t13", "umount /sys/bus/pci/devices && systemctl restart lab-hardware.service")
-    assert len(probe(lab)["t13"]["gpus"]) == 1
+    lab.sh("t13", "systemctl stop lab-hardware.service && systemctl is-enabled lab-hardware.service")
+    assert [card["pci_id"] for card in probe(lab)["t13"]["gpus"]] == ["10de:2684"]  # by its driver alone
+    lab.sh("t13", "systemctl start sysinit.target && systemctl start lab-hardware.service")
+    assert lab.sh("t13", "cat /sys/bus/pci/devices/0000:10:00.0/device") == "0x2684\n"
 
 
 def test_a_probe_is_quick(lab: Lab) -> None:
