@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -221,7 +222,7 @@ def run(invocation: Invocation, watch: Watch) -> Outcome:
                 suppress_env_files=True,
                 quiet=True,
                 event_handler=recorder,
-                cancel_callback=lambda: stopped.asked,
+                cancel_callback=stopped.by_force,
             )
             # The very line that --print-command shows; tied to this process, so that no run outlives it.
             runner.config.command = [*_tether(), *command]
@@ -278,10 +279,17 @@ def _forget_old_logs(folder: Path) -> None:
 
 
 class _Stop:
-    """Notes SIGINT and SIGTERM, so that the run is ended in order; the second one ends it at once."""
+    """Notes SIGINT and SIGTERM, and ends the run in order; the second one ends it at once.
+
+    Ansible's workers have left its process group, so ansible-runner's own way, to kill the group, would leave
+    the task that runs now alive. Ansible ends its workers itself when it is asked to.
+    """
+
+    GRACE_SECONDS = 15.0
 
     def __init__(self) -> None:
         self.asked = False
+        self._since: float | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
@@ -293,7 +301,32 @@ class _Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def by_force(self) -> bool:
+        """Asks Ansible to end when we were asked to; True once it has had its time."""
+        if not self.asked:
+            return False
+        if self._since is None:
+            self._since = time.monotonic()
+            for child in _children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
+        return time.monotonic() - self._since > self.GRACE_SECONDS
+
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+def _children() -> list[int]:
+    """Processes that this one started; none where there is no /proc to say so."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # "PID (NAME) STATE PARENT ...": the name may hold anything, so count from its end.
+            if (
+                int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+                == os.getpid()
+            ):
+                found.append(int(stat.parent.name))
+    return found
