@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +29,9 @@ class ControllerAction(ActionBase):  # type: ignore[misc]  # ansible has no type
             decided = refusal([error.problem])
         return {**result, "changed": False, **decided}
 
+    @abstractmethod
     def decide(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """The task's result, from the variables of the task."""
-        raise NotImplementedError
 
 
 def refusal(found: list[Problem]) -> dict[str, Any]:
