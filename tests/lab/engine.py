@@ -121,6 +121,7 @@ def _start(cache: Path, log: Log, reason: str) -> None:
         log_file = cache / "logs" / "dockerd.log"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         log(f"starting dockerd by hand, its log is {log_file}")
+        _drop_stale_pid(Path("/var/run/docker.pid"))
         with log_file.open("ab") as stream:
             subprocess.Popen(
                 ["dockerd"],
@@ -138,6 +139,18 @@ def _start(cache: Path, log: Log, reason: str) -> None:
             return
         time.sleep(0.5)
     raise LabError(f"dockerd does not answer after 60 s ({answer}): read {cache / 'logs' / 'dockerd.log'}")
+
+
+def _drop_stale_pid(file: Path) -> None:
+    """A dockerd that was killed leaves its pid file, and a new one takes even a zombie for its owner."""
+    try:
+        stat = Path(f"/proc/{int(file.read_text(encoding='ascii'))}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        stat = ""
+    except ValueError:
+        return
+    if "(dockerd)" not in stat or stat.rpartition(")")[2].split()[0] == "Z":
+        file.unlink(missing_ok=True)
 
 
 def find(cache: Path, log: Log, *, start: bool = True) -> dict[str, Any]:
