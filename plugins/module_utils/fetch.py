@@ -123,6 +123,7 @@ def _connection(
 ) -> type[http.client.HTTPConnection]:
     """Return `base`, less patient with the connect than with bytes: blocked networks swallow SYNs."""
 
+    # The base is chosen at run time, by the address: no checker can follow it.
     class Connection(base):  # type: ignore[misc, valid-type]
         def connect(self) -> None:
             patience = self.timeout  # type: ignore[has-type]

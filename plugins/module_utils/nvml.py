@@ -73,7 +73,7 @@ class Library:
         if code:
             raise NvmlError(code)
 
-    def nvmlErrorString(self, code: int) -> str:  # noqa: N802  pynvml's name, as all below
+    def nvmlErrorString(self, code: int) -> str:
         function = self._library.nvmlErrorString
         function.restype = ctypes.c_char_p
         return bytes(function(code) or b"").decode(errors="replace")
@@ -83,52 +83,52 @@ class Library:
         self._call(name, *first, buffer, ctypes.c_uint(len(buffer)))
         return buffer.value.decode(errors="replace")
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:
         self._call("nvmlInit_v2")
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         self._call("nvmlShutdown")
 
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+    def nvmlSystemGetDriverVersion(self) -> str:
         return self._text("nvmlSystemGetDriverVersion")
 
-    def nvmlSystemGetNVMLVersion(self) -> str:  # noqa: N802
+    def nvmlSystemGetNVMLVersion(self) -> str:
         return self._text("nvmlSystemGetNVMLVersion")
 
-    def nvmlSystemGetCudaDriverVersion(self) -> int:  # noqa: N802
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
         version = ctypes.c_int()
         self._call("nvmlSystemGetCudaDriverVersion", ctypes.byref(version))
         return version.value
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int:
         count = ctypes.c_uint()
         self._call("nvmlDeviceGetCount_v2", ctypes.byref(count))
         return count.value
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> ctypes.c_void_p:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()
         self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
         return handle
 
-    def nvmlDeviceGetName(self, handle: ctypes.c_void_p) -> str:  # noqa: N802
+    def nvmlDeviceGetName(self, handle: ctypes.c_void_p) -> str:
         return self._text("nvmlDeviceGetName", handle)
 
-    def nvmlDeviceGetMemoryInfo(self, handle: ctypes.c_void_p) -> _Memory:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: ctypes.c_void_p) -> _Memory:
         memory = _Memory()
         self._call("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
         return memory
 
-    def nvmlDeviceGetCudaComputeCapability(self, handle: ctypes.c_void_p) -> tuple[int, int]:  # noqa: N802
+    def nvmlDeviceGetCudaComputeCapability(self, handle: ctypes.c_void_p) -> tuple[int, int]:
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._call("nvmlDeviceGetCudaComputeCapability", handle, ctypes.byref(major), ctypes.byref(minor))
         return major.value, minor.value
 
-    def nvmlDeviceGetPciInfo(self, handle: ctypes.c_void_p) -> _Pci:  # noqa: N802
+    def nvmlDeviceGetPciInfo(self, handle: ctypes.c_void_p) -> _Pci:
         info = _Pci()
         self._call("nvmlDeviceGetPciInfo_v3", handle, ctypes.byref(info))
         return info
 
-    def nvmlDeviceGetNvLinkState(self, handle: ctypes.c_void_p, link: int) -> int:  # noqa: N802
+    def nvmlDeviceGetNvLinkState(self, handle: ctypes.c_void_p, link: int) -> int:
         active = ctypes.c_uint()
         self._call("nvmlDeviceGetNvLinkState", handle, ctypes.c_uint(link), ctypes.byref(active))
         return active.value

@@ -163,7 +163,7 @@ def base_url(host: str) -> str:
     """The URL by which this machine reaches a server bound to `host`."""
     address, port = split_host(host)
     # Nothing is bound here: a server bound to all addresses is asked over loopback.
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104  asked of, not listened on
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 

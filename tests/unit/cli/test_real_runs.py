@@ -52,7 +52,7 @@ def test_one_host_is_refused_and_the_other_is_not(dsprov: Dsprov, write: Write) 
             LOCAL + "[all:vars]\ndsprov_contextlength=4\n",
             [],
             2,
-            "hosts.ini:3: dsprov_contextlength: there is no such variable; did you mean dsprov_context_length",  # noqa: E501
+            "hosts.ini:3: dsprov_contextlength: there is no such variable; did you mean dsprov_context_length",  # noqa: E501  one line of output
         ),
         (
             LOCAL + "[all:vars]\ndsprov_parallel=many\n",
