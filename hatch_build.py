@@ -11,7 +11,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 INSIDE = "ansible_collections/dsprov/appliance"
 # What the wheel carries of the repository's root, beside the command line's package.
-FOLDERS = ("catalog", "inventories", "meta", "playbooks", "plugins", "roles")
+FOLDERS = ("catalog", "docs", "inventories", "meta", "playbooks", "plugins", "roles")
 FILES = ("galaxy.yml", "ansible.cfg", "README.md", "LICENSE", "CHANGELOG.md")
 
 
