@@ -25,8 +25,8 @@ CHECKS: dict[str, tuple[str, str, frozenset[str]]] = {
     "driver": (
         "driver", "驱动",
         frozenset({
-            "driver-too-old", "driver-too-new", "driver-missing", "fabric-manager", "secure-boot",
-            "nouveau-loaded",
+            "driver-too-old", "driver-too-new", "driver-missing", "driver-broken", "gpu-lost",
+            "fabric-manager", "secure-boot", "nouveau-loaded",
         }),
     ),
     "gpu": (
@@ -40,7 +40,7 @@ CHECKS: dict[str, tuple[str, str, frozenset[str]]] = {
     "disk": ("disk", "磁盘", frozenset({"disk-space", "disk-full"})),
     "ports": ("ports", "端口", frozenset({"port-in-use"})),
     "network": ("network", "网络", frozenset({"no-channel"})),
-    "clock": ("clock", "时钟", frozenset({"clock-skew"})),
+    "clock": ("clock", "时钟", frozenset({"clock-skew", "clock-drift"})),
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, digest, plan
 from ansible_collections.dsprov.appliance.plugins.module_utils.variables import INTERNAL, PREFIX
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, with_gguf
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import (
     ControllerAction,
     refusal,
@@ -18,12 +18,17 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import P
 
 
 class ActionModule(ControllerAction):
-    """Returns `plan`, `digest` and `facts` (the facts document the plan was made from)."""
+    """Option: `gguf`, a file or address whose model is planned in place of the tier's.
+
+    Returns `plan`, `digest` and `facts` (the facts document the plan was made from).
+    """
 
     def decide(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         hostvars = variables["hostvars"]
         facts: dict[str, Any] = {"schema": 1, "hosts": {}}
         requests: dict[str, Request] = {}
+        source = self._task.args.get("gguf")
+        name, rows = with_gguf(source) if source else ("", catalogue())
         for host in variables["ansible_play_hosts"]:
             known = hostvars[host]
             facts["hosts"][host] = known["dsprov_probed"]["facts"]
@@ -32,9 +37,9 @@ class ActionModule(ControllerAction):
                 for key in known
                 if (key.startswith(PREFIX) and key not in INTERNAL) or key in PORT_VARIABLES
             }
-            request, found = request_from(ours)
+            request, found = request_from({**ours, **({"dsprov_model": name} if source else {})})
             if request is None:
                 return refusal(found)
             requests[host] = request
-        made = plan(facts, next(iter(requests.values())), catalogue(), requests)
+        made = plan(facts, next(iter(requests.values())), rows, requests)
         return {"plan": made, "digest": digest(made), "facts": facts}

@@ -22,6 +22,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import (
     attempt,
     candidates,
     gpu_memory,
+    lost_card,
     tensor_row,
 )
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, named
@@ -35,6 +36,10 @@ SCHEMA = 1
 # Open WebUI's port where `open_webui_port` does not say otherwise, and the Docker it was tried with.
 WEB_UI_PORT = 8080
 DOCKER_FLOOR = (20, 10)
+# A clock this far off is set by hand or by nobody. apt refuses lists that are 10 s newer than the host's
+# clock (Acquire::Max-FutureTime in apt.conf(5)), and mirrors make new ones all day.
+DAY = 86_400
+CLOCK_DRIFT = 300
 # Hosts that may share one model; more are a fleet of their own.
 MOST_NODES = 8
 # Refusals that more hosts may mend, and those for which another wish may do.
@@ -261,7 +266,7 @@ class _Group:
     @staticmethod
     def _key(host: Mapping[str, Any]) -> str:
         """What of a host an attempt depends on: equal hosts are tried once."""
-        keys = ("cpu", "memory_bytes", "disks", "gpus", "delivered_bytes", "nics")
+        keys = ("cpu", "memory_bytes", "disks", "gpus", "nvidia", "delivered_bytes", "nics")
         return json.dumps({key: host.get(key) for key in keys}, sort_keys=True)
 
     def _situation(self, name: str, request: Request, engine: str) -> Situation:
@@ -456,9 +461,12 @@ class _Group:
             )
         if os["arch"] not in systems["architectures"]:
             found.append(problems.make("arch-unsupported", arch=os["arch"]))
-        skew = host.get("clock_skew_seconds", 0)
-        if abs(skew) > 86400:
-            found.append(problems.make("clock-skew", skew=f"{skew / 86400:.1f} d"))
+        skew = abs(host.get("clock_skew_seconds", 0))
+        if skew > DAY:
+            found.append(problems.make("clock-skew", skew=f"{skew / DAY:.1f} d"))
+        elif skew > CLOCK_DRIFT:
+            words = f"{skew / 60:.0f} min" if skew < 7200 else f"{skew / 3600:.1f} h"
+            found.append(problems.make("clock-drift", skew=words))
         docker = _numbers((host.get("docker") or {}).get("version"))
         if self.request.web_ui and docker and docker < DOCKER_FLOOR:
             floor = ".".join(map(str, DOCKER_FLOOR))
@@ -471,6 +479,9 @@ class _Group:
         found += [problems.make("gpu-vendor", gpu=gpu, vendor=vendor) for gpu, vendor in seen.foreign]
         if not seen.cards:
             return found
+        lost = lost_card(host)
+        if lost:
+            found.append(problems.make("gpu-lost", detail=lost))
         if host.get("nvswitch") and len(seen.cards) > 1:
             found.append(problems.make("fabric-manager"))
         bare = any(not card.driver for card in seen.cards)

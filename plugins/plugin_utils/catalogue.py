@@ -80,6 +80,25 @@ def catalogue() -> dict[str, Any]:
     return parts
 
 
+def with_gguf(source: str) -> tuple[str, dict[str, Any]]:
+    """The catalogue with one model more: that of a GGUF file or address.
+
+    Returns:
+        The model's name, and the catalogue.
+
+    Raises:
+        ProblemError: gguf-unreadable.
+    """
+    from ansible_collections.dsprov.appliance.plugins.module_utils import gguf
+
+    try:
+        name, _variant, row = gguf.model_of(gguf.read(source), source)
+    except gguf.GgufError as error:
+        raise problems().error("gguf-unreadable", detail=error) from error
+    rows = catalogue()
+    return name, {**rows, "models": {**rows["models"], name: row}}
+
+
 def read_yaml(path: Path) -> Any:
     """A YAML or JSON file's content.
 

@@ -39,8 +39,7 @@ def plan_from_facts(
     rows = data.catalogue()
     variables = data.tier_variables(tier) if tier else {"dsprov_tier": "custom"}
     if source is not None:
-        name, model = read_gguf(source)
-        rows = {**rows, "models": {**rows["models"], name: model}}
+        name, rows = data.with_gguf(source)
         variables = {**variables, "dsprov_model": name}
     variables = {**variables, **{key: value for key, _equals, value in pairs}}
     request, found = request_from(variables)
@@ -49,21 +48,6 @@ def plan_from_facts(
         return {"schema": 1, "tier": tier or "custom", "ok": False, "hosts": [], "problems": found}, code
     plan = make_plan(facts, request, rows)
     return plan, exit_code(plan)
-
-
-def read_gguf(source: str) -> tuple[str, dict[str, Any]]:
-    """Name and row of the catalogue that a GGUF file would have.
-
-    Raises:
-        ProblemError: it cannot be read.
-    """
-    from ansible_collections.dsprov.appliance.plugins.module_utils import gguf
-
-    try:
-        name, _variant, row = gguf.model_of(gguf.read(source), source)
-    except gguf.GgufError as error:
-        raise data.problems().error("gguf-unreadable", detail=error) from error
-    return name, row
 
 
 def exit_code(plan: dict[str, Any]) -> int:
@@ -81,7 +65,7 @@ def exit_code(plan: dict[str, Any]) -> int:
 @click.option(
     "--facts", type=click.Path(path_type=Path), metavar="FILE", help="Facts written by probe or by hand."
 )
-@click.option("--gguf", metavar="FILE|URL", help="Size this GGUF model instead of the tier's; needs no tier.")
+@click.option("--gguf", metavar="FILE|URL", help="Plan this GGUF model instead of the tier's; needs no tier.")
 @click.option("--tier", metavar="TIER", help="What to build; `dsprov tiers list` shows all.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there (JSON)."
@@ -99,11 +83,9 @@ def command(
 ) -> int:
     """From live hosts with -i, from a file with --facts."""
     if gguf is not None and not inventories and facts is None:
-        name, model = read_gguf(gguf)
-        show_model(name, model, choices["as_json"])
+        name, rows = data.with_gguf(gguf)
+        show_model(name, rows["models"][name], choices["as_json"])
         return 0
-    if gguf is not None and inventories:
-        raise click.UsageError(t("--gguf goes with --facts", "--gguf 须与 --facts 一起使用"))
     if tier is None and gguf is None:
         raise click.UsageError(t("Missing option '--tier'.", "缺少选项 '--tier'。"))
     if bool(inventories) == bool(facts):
@@ -123,6 +105,13 @@ def command(
         return code
 
     from dsprov.verb import run_verb
+
+    if gguf is not None:
+        # Read here first: a file that is none costs no look at the hosts.
+        name, _rows = data.with_gguf(gguf)
+        place = gguf if "://" in gguf else str(Path(gguf).resolve())
+        given = json.dumps({"preflight_gguf": place, "dsprov_model": name})
+        choices["ansible_arguments"] = ("-e", given, *choices["ansible_arguments"])
 
     def report(outcome: Any) -> None:
         if outcome.plan:

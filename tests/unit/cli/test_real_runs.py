@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import check, facts_schema
 from tests.conftest import Dsprov
+from tests.fixtures import ggufs
 
 Write = Callable[[str, Any], Path]
 LOCAL = f"here ansible_connection=local ansible_become=false ansible_python_interpreter={sys.executable}\n"
@@ -73,3 +74,18 @@ def test_what_people_wrote_is_checked_before_anything_is_touched(
     assert "Traceback" not in said.err
     assert said.document["exit"] == code
     assert said.document["problems"]
+
+
+def test_a_models_own_file_is_planned_on_a_host_that_is_there(
+    dsprov: Dsprov, write: Write, tmp_path: Path
+) -> None:
+    shape = {"layers": 3, "hidden": 512, "heads": 8, "kv_heads": 4, "head_dim": 64, "feed": 1536}
+    ggufs.write(tmp_path / "my own.gguf", *ggufs.dense("llama", **shape, words=400))
+    hosts = write("hosts.ini", LOCAL)
+    said = dsprov("plan", "-i", hosts, "--gguf", tmp_path / "my own.gguf", "--json")
+    assert said.code == 0, said.err
+    (row,) = said.document["hosts"]
+    assert (row["name"], row["model"], row["placement"]["total_layers"]) == ("here", "my own", 3)
+    none = dsprov("plan", "-i", hosts, "--gguf", hosts)
+    assert none.code == 2
+    assert "does not begin as a GGUF file does" in none.one_line()

@@ -32,6 +32,14 @@ def make(tier: str, host: dict[str, Any], **overrides: Any) -> dict[str, Any]:
 
 # -- machines ------------------------------------------------------------------------------------
 
+
+def silent(error: str | None, library: str | None = None) -> dict[str, Any]:
+    """A machine with one card that no driver answers for."""
+    return machine(
+        gpus=cards(1, driver_version=None), nvidia={"nvml_error": error, "library_version": library}
+    )
+
+
 MACHINES = [
     ("demo", machine(), {}, [], 0),
     ("demo", machine(memory_bytes=2 * GIB), {}, [], 0),
@@ -53,6 +61,32 @@ MACHINES = [
     ("basic", machine(gpus=[{"vendor": "nvidia", "name": "x", "pci_id": "10de:2684"}]), {}, [], 28),
     ("basic", machine(gpus=cards(1, driver_version=None)), {}, ["driver-missing"], 28),
     ("basic", machine(gpus=cards(1, driver_version="470.1")), {}, ["driver-too-old"], 28),
+    # A driver that is there and does not answer is not a driver that is missing.
+    (
+        "basic",
+        silent("Driver/library version mismatch (18)", library="13.580.95.05"),
+        {},
+        ["driver-broken"],
+        28,
+    ),
+    ("basic", silent("Driver Not Loaded (9)", library="13.580.95.05"), {}, ["driver-broken"], 28),
+    ("basic", silent("NVML gave no answer in 20 s"), {}, ["driver-broken"], 28),
+    ("basic", silent("Driver Not Loaded (9)", library="11.470.256.02"), {}, ["driver-too-old"], 28),
+    ("basic", silent("card 1: GPU is lost (15)", library="13.580.95.05"), {}, ["gpu-lost"], 28),
+    ("basic", silent(None), {}, ["driver-missing"], 28),
+    # A lost card is said even where the plan needs only the others.
+    (
+        "basic",
+        machine(
+            gpus=[*cards(1), *cards(1, driver_version=None)],
+            nvidia={"nvml_error": "card 1: GPU is lost (15)", "driver_version": "580.95.05"},
+        ),
+        {},
+        ["gpu-lost"],
+        28,
+    ),
+    # A library left behind on a host whose plan needs no card is nobody's trouble.
+    ("demo", machine(nvidia={"nvml_error": "Driver Not Loaded (9)"}), {}, [], 0),
     ("basic", machine(gpus=cards(2), nvswitch=True), {}, ["fabric-manager"], 28),
     (
         "basic",
@@ -122,7 +156,10 @@ MACHINES = [
     ("demo", machine(cpu={"cores": 4, "flags": ["avx"]}), {}, ["cpu-isa"], 0),
     ("demo", machine(cpu={"cores": 4}), {}, [], 0),
     ("demo", machine(clock_skew_seconds=-90_000), {}, ["clock-skew"], 0),
-    ("demo", machine(clock_skew_seconds=3_000), {}, [], 0),
+    ("demo", machine(clock_skew_seconds=86_500), {}, ["clock-skew"], 0),
+    ("demo", machine(clock_skew_seconds=-80_000), {}, ["clock-drift"], 0),
+    ("demo", machine(clock_skew_seconds=301), {}, ["clock-drift"], 0),
+    ("demo", machine(clock_skew_seconds=-299), {}, [], 0),
 ]
 
 
