@@ -9,7 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problems, nearest
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import (
+    ProblemError,
+    Problems,
+    nearest,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOG = ROOT / "catalog"
@@ -20,6 +24,8 @@ PARTS = ("models", "gpus", "engines", "preference", "software", "channels", "var
 TIER_KEYS = ("dsprov_tier", "dsprov_tier_title", "dsprov_model")
 # A tier's title as our own files write it: two plain lines, which need no YAML reader to be understood.
 _TITLE = re.compile(r"(?m)^    dsprov_tier_title:\n      en: (\w[^#\n]*)\n      zh: (\w[^#\n]*)$")
+# A line of a list in catalog/weights.
+_LISTED = re.compile(r"(?P<sha256>[0-9a-f]{64}) +(?P<bytes>[1-9]\d*) +(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 # A document of people: more than this is a mistake, or made to hurt (aliases of aliases).
 MAX_BYTES = 16 * 1024 * 1024
 MAX_VALUES = 1_000_000
@@ -77,6 +83,10 @@ def catalogue() -> dict[str, Any]:
         document = read_yaml(path)
         check(document, definitions, part, path)
         parts[part] = document if part == "systems" else document[part]
+    for model in parts["models"].values():
+        for variant in model["variants"].values():
+            if "list" in variant:
+                variant["files"] = _listed(CATALOG / "weights" / f"{variant['list']}.txt", variant["sources"])
     return parts
 
 
@@ -97,6 +107,50 @@ def with_gguf(source: str) -> tuple[str, dict[str, Any]]:
         raise problems().error("gguf-unreadable", detail=error) from error
     rows = catalogue()
     return name, {**rows, "models": {**rows["models"], name: row}}
+
+
+def _listed(path: Path, sources: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The files of a list, as rows of `files` in models.yml.
+
+    Thousands of lines: YAML and its schema would take longer over them than a whole plan does.
+
+    Raises:
+        ProblemError: file-missing, or document-invalid with the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise problems().error("file-missing", file=path) from error
+    except (OSError, ValueError) as error:
+        raise _bad_list(path, "/", getattr(error, "strerror", None) or str(error)) from error
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#"):
+            continue
+        match = _LISTED.fullmatch(line)
+        if match is None:
+            raise _bad_list(path, f"line {number}", "not a sha256, a number of bytes and a name")
+        name = match["name"]
+        if name in rows:
+            raise _bad_list(path, f"line {number}", f"{name} is there twice")
+        rows[name] = {
+            "name": name,
+            "bytes": int(match["bytes"]),
+            "sha256": match["sha256"],
+            "sources": [
+                {**source, "file": f"{source['folder']}/{name}" if "folder" in source else name}
+                for source in sources
+            ],
+        }
+    if not rows:
+        raise _bad_list(path, "/", "names no file")
+    return list(rows.values())
+
+
+def _bad_list(path: Path, where: str, detail: str) -> ProblemError:
+    return problems().error(
+        "document-invalid", file=path, where=where, detail=detail, hint="restore the file"
+    )
 
 
 def read_yaml(path: Path) -> Any:

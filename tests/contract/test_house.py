@@ -183,6 +183,56 @@ def test_a_missing_file_of_the_catalogue_is_named(name: str, copied_catalogue: P
     assert name in caught.value.problem["message"]["en"]
 
 
+BROKEN_LISTS = {
+    "empty": b"",
+    "only comments": b"# nothing\n",
+    "not text": b"\xff\xfe",
+    "short digest": b"12ab  7  a.gguf\n",
+    "no size": b"0" * 64 + b"  a.gguf\n",
+    "size of nothing": b"0" * 64 + b"  0  a.gguf\n",
+    "a path for a name": b"0" * 64 + b"  7  ../a.gguf\n",
+    "twice": (b"0" * 64 + b"  7  a.gguf\n") * 2,
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_LISTS.values(), ids=BROKEN_LISTS)
+def test_a_broken_list_of_weights_is_named(content: bytes, copied_catalogue: Path) -> None:
+    file = min((copied_catalogue / "weights").iterdir())
+    file.write_bytes(content)
+    with pytest.raises(ProblemError) as caught:
+        catalogue.catalogue()
+    assert caught.value.exit_code == 2
+    assert str(file) in caught.value.problem["message"]["en"]
+
+
+def test_a_missing_list_of_weights_is_named(copied_catalogue: Path) -> None:
+    file = min((copied_catalogue / "weights").iterdir())
+    file.unlink()
+    with pytest.raises(ProblemError) as caught:
+        catalogue.catalogue()
+    assert str(file) in caught.value.problem["message"]["en"]
+
+
+def test_every_list_of_weights_is_some_variants_and_says_who_read_it() -> None:
+    rows = {
+        variant["list"]: (f"{name.replace(':', '-')}.{key}", variant)
+        for name, model in catalogue.catalogue()["models"].items()
+        for key, variant in model["variants"].items()
+        if "list" in variant
+    }
+    assert set(rows) == {path.name.removesuffix(".txt") for path in (ROOT / "catalog" / "weights").iterdir()}
+    for listed, (name, variant) in rows.items():
+        assert listed == name
+        head = (ROOT / "catalog" / "weights" / f"{listed}.txt").read_text(encoding="utf-8").splitlines()[0]
+        source = variant["sources"][0]
+        assert head.startswith(f"# {source['huggingface']} at {source['revision']}")
+        # Shards are there in order and all of them; engines are pointed at the first one of GGUF.
+        shards = [re.fullmatch(r".*-(\d{5})-of-0*(\d+)\.\w+", file["name"]) for file in variant["files"]]
+        numbers = [(int(match[1]), int(match[2])) for match in shards if match]
+        assert numbers == [(index + 1, len(numbers)) for index in range(len(numbers))]
+        assert variant["format"] == "safetensors" or shards[0]
+
+
 def test_a_regular_expression_that_is_none_is_named(copied_catalogue: Path) -> None:
     file = copied_catalogue / "problems.yml"
     document = load(file)
