@@ -421,7 +421,11 @@ class _Group:
             "role": roles.get(rank, "worker"),
             "engine": one.engine,
             "model": request.model,
-            "weights": {**row["weights"], "artifacts": files},
+            "weights": {
+                **row["weights"],
+                "folder": commands.model_path(request.model, one.taken.variant),
+                "artifacts": files,
+            },
             "placement": dict(row["placement"]),
             "context": dict(row["context"]),
             "memory": {**row["memory"], "gpu_capacity": [c.memory for c in self._accelerators[name].cards]},

@@ -189,6 +189,11 @@ fetch:
   returned: success
   type: list
   elements: dict
+files:
+  description: Paths of the files that those models are made from.
+  returned: success
+  type: list
+  elements: str
 running:
   description: What the server said when verifying.
   returned: when O(verify) or O(wait)
@@ -659,6 +664,7 @@ def main() -> None:
             overriding=overriding,
             wanting=[spec.name for spec in wanting],
             fetch=look.fetch(wanting),
+            files=[path for spec in wanting if not spec.absent for path in spec.files],
             running=running,
         )
     except (RefusalError, known.ApiError, known.ModelError) as error:

@@ -345,6 +345,12 @@ class Models:
                 for gone in (path, disk.receipt_path(path)):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(gone)
+                # A folder that held nothing else goes, up to the one of all models.
+                folder = os.path.dirname(path)
+                while os.path.dirname(folder).startswith(disk.data_path("models")):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(folder)
+                    folder = os.path.dirname(folder)
 
     def _in_use(self, blob: str) -> bool:
         digest = blob.replace("sha256-", "sha256:", 1)

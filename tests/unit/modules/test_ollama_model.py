@@ -174,6 +174,17 @@ def test_only_sources_in_our_own_folder_are_removed(
     assert source.exists() is left
 
 
+def test_a_store_folder_that_held_nothing_else_goes_with_the_source(host: Host) -> None:
+    models = Path(disk.data_path("models"))
+    folder, beside = models / "small-1" / "Q4_1", models / "other" / "Q8_0"
+    for path in (folder, beside):
+        path.mkdir(parents=True)
+        (path / "small.gguf").write_bytes(GGUF)
+    host.run(files=[str(folder / "small.gguf")], keep_source=False)
+    assert not folder.parent.exists()
+    assert (beside / "small.gguf").exists()
+
+
 def test_model_removed_by_hand_is_made_again(host: Host) -> None:
     host.run(files=[str(host.source)])
     known.manifest_path(str(host.server.models), "small:1").unlink()
