@@ -63,7 +63,7 @@ extra = click.option(
 channel = click.option(
     "--channel",
     type=click.Choice(["upstream", "cn", "auto"]),
-    help="Where bytes come from; auto takes what answers the hosts first.",
+    help="Where bytes come from; auto takes the fastest places that answer the hosts.",
 )
 print_command = click.option(
     "--print-command", is_flag=True, help="Show the equivalent ansible-playbook line and stop."

@@ -39,7 +39,7 @@ CHECKS: dict[str, tuple[str, str, frozenset[str]]] = {
     "memory": ("memory", "内存", frozenset({"host-memory", "memory-numa"})),
     "disk": ("disk", "磁盘", frozenset({"disk-space", "disk-full"})),
     "ports": ("ports", "端口", frozenset({"port-in-use"})),
-    "network": ("network", "网络", frozenset({"no-channel"})),
+    "network": ("network", "网络", frozenset({"no-channel", "place-silent"})),
     "clock": ("clock", "时钟", frozenset({"clock-skew", "clock-drift"})),
 }  # fmt: skip
 
@@ -184,9 +184,20 @@ def _why(row: Mapping[str, Any]) -> Iterator[str]:
         for one in row["considered"]
     )
     yield from list(table(("", "", "", ""), lines))[1:]
+    if row["chosen"]:
+        yield t("places asked:", "试过的下载地址:")
+        yield from list(table(("", "", "", ""), _places(row["chosen"])))[1:]
     yield t("command:", "命令:")
     settings = [f"{key}={value}" for key, value in sorted(row["environment"].items())]
     yield "  " + " ".join([*settings, *row["command"]])
+
+
+def _places(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """A line a kind: the place that won, its time, and how the others did."""
+    silent = t("no answer", "无应答")
+    for kind, row in sorted(chosen.items()):
+        others = [f"{one} {silent if ms is None else f'{ms:.0f} ms'}" for one, ms in row["others"].items()]
+        yield f"  {kind}", row["address"], f"{row['ms']:.0f} ms", ", ".join(others)
 
 
 def show_model(name: str, model: Mapping[str, Any], as_json: bool) -> None:

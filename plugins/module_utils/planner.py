@@ -28,7 +28,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import (
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, named
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
 from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import KV_BYTES, kv_bytes_per_token
-from ansible_collections.dsprov.appliance.plugins.module_utils.sources import file_sources, resolve_channel
+from ansible_collections.dsprov.appliance.plugins.module_utils.sources import choose, file_sources
 
 __all__ = ["KV_BYTES", "Request", "digest", "kv_bytes_per_token", "plan"]
 
@@ -94,7 +94,8 @@ def plan(
     Args:
         facts: a facts document, schema 1, already checked against its schema.
         request: what is asked for.
-        catalogue: models, gpus, engines, preference, channels, systems and problems, as loaded from catalog/.
+        catalogue: models, gpus, engines, preference, channels, places, systems and problems, as loaded from
+            catalog/.
         host_requests: requests of hosts whose own variables differ from the rest.
 
     Returns:
@@ -395,12 +396,11 @@ class _Group:
             known = _known(self._installed())
             found.append(self._problems.make("engine-unavailable", engine=engine["title"], known=known))
         found = [self._with_way_out(name, problem) for problem in found]
-        channel, trouble = _channel(self.hosts[name], request, self.catalogue["channels"], self._problems)
-        found += [trouble] if trouble else []
+        places, chosen, said = _places(self.hosts[name], request, self.catalogue, self._problems)
+        found += said
         self.problems += [{**problem, "host": name} for problem in found]
         if one.taken.row is None:
             return
-        places = resolve_channel(self.catalogue["channels"][channel], request.mirrors or {})
         row = one.taken.row
         variant = self.model["variants"][one.taken.variant]
         files = [
@@ -433,8 +433,9 @@ class _Group:
             "sampling": dict(self.model.get("sampling", {})),
             "environment": dict(row["environment"]),
             "command": list(row["command"]),
-            "channel": channel,
+            "channel": request.channel,
             "sources": json.loads(json.dumps(places)),
+            "chosen": chosen,
             "considered": [*_considered(self.model, one, tried), *self._later(one, tried)],
         }
 
@@ -689,19 +690,17 @@ def _numbers(version: Any) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
-def _channel(
-    host: Mapping[str, Any], request: Request, known: Mapping[str, Any], problems: Problems
-) -> tuple[str, Problem | None]:
-    """The channel asked for; `auto` is the one that answered this host first. A silent one is a problem."""
-    asked = {key: ms for key, ms in host.get("channels", {}).items() if key in known}
-    if request.channel != "auto":
-        silent = request.channel in asked and asked[request.channel] is None
-        return request.channel, problems.make("no-channel", tried=request.channel) if silent else None
-    answers = {key: ms for key, ms in asked.items() if ms is not None}
-    if answers:
-        return min(answers, key=lambda key: (answers[key], key)), None
-    tried = ", ".join(sorted(host.get("channels", {})))
-    return "upstream", problems.make("no-channel", tried=tried) if tried else None
+def _places(
+    host: Mapping[str, Any], request: Request, catalogue: Mapping[str, Any], problems: Problems
+) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
+    """Where the host's bytes come from, why from there, and what is wrong with it."""
+    answers = host.get("places", {})
+    places, chosen, silent = choose(catalogue, request.channel, request.mirrors or {}, answers)
+    if silent and not chosen:
+        tried = ", ".join(address for kind in silent for address in answers[kind])
+        return places, chosen, [problems.make("no-channel", tried=tried)]
+    said = [problems.make("place-silent", kinds=", ".join(silent))] if silent else []
+    return places, chosen, said
 
 
 def _known(names: Any) -> str:

@@ -7,6 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# The name by which `auto` is asked for: no row of the catalogue, but the best of all rows, kind by kind.
+AUTO = "auto"
+_SINGLE = ("pypi_index", "github", "huggingface", "modelscope", "docker_apt")
+
+Answers = Mapping[str, Mapping[str, "float | None"]]
+
 
 def resolve_channel(channel: Mapping[str, Any], mirrors: Mapping[str, Any]) -> dict[str, Any]:
     """A channel's places with `dsprov_mirrors` laid over: mappings key by key, all else replaced.
@@ -20,6 +26,101 @@ def resolve_channel(channel: Mapping[str, Any], mirrors: Mapping[str, Any]) -> d
         old = places.get(key)
         places[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     return places
+
+
+def candidates(
+    catalogue: Mapping[str, Any], channel: str, mirrors: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Addresses that may serve, by kind of place; a registry is a kind of its own.
+
+    Args:
+        catalogue: the parts `channels` and `places`.
+        channel: a row's name, or `auto` for all rows.
+        mirrors: the user's places, which leave nothing to choose.
+    """
+    auto = channel == AUTO
+    rows = [
+        resolve_channel(row, {}) for name, row in catalogue["channels"].items() if auto or name == channel
+    ]
+    known = catalogue["places"]
+    found: dict[str, list[str]] = {}
+    for kind in (*_SINGLE, "registry_mirrors"):
+        of_rows = [mirrors[kind]] if kind in mirrors else [row[kind] for row in rows if kind in row]
+        if kind == "registry_mirrors":
+            of_rows = [address for row in of_rows for address in row]
+        more = known[kind]["more"] if auto and kind not in mirrors else []
+        found[kind] = list(dict.fromkeys([*of_rows, *more]))
+    registries: dict[str, list[str]] = {name: [] for name in known["registries"]["more"]} if auto else {}
+    for row in rows:
+        for name, address in row["registries"].items():
+            registries.setdefault(name, []).append(address)
+    for name in registries:
+        if auto:
+            registries[name] = [name, *registries[name], *known["registries"]["more"].get(name, [])]
+    for name, address in mirrors.get("registries", {}).items():
+        registries[name] = [address]
+    found |= {name: list(dict.fromkeys(addresses)) for name, addresses in registries.items()}
+    return {kind: addresses for kind, addresses in found.items() if addresses}
+
+
+def endpoints(
+    catalogue: Mapping[str, Any], channel: str, mirrors: Mapping[str, Any]
+) -> dict[str, dict[str, str]]:
+    """What a host asks to learn which candidates work: kind to address to URL of the proof."""
+    known = catalogue["places"]
+    insecure = {*mirrors.get("insecure_registries", [])}
+    asked: dict[str, dict[str, str]] = {}
+    for kind, addresses in candidates(catalogue, channel, mirrors).items():
+        if kind in known:
+            asked[kind] = {address: address.rstrip("/") + known[kind]["proof"] for address in addresses}
+        else:
+            hosts = {address: address.partition("/")[0] for address in addresses}
+            asked[kind] = {
+                address: f"{'http' if host in insecure else 'https'}://{host}{known['registries']['proof']}"
+                for address, host in hosts.items()
+            }
+    return asked
+
+
+def choose(
+    catalogue: Mapping[str, Any], channel: str, mirrors: Mapping[str, Any], answers: Answers
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The places of a host.
+
+    Args:
+        answers: what the host found, as `endpoints` asked it: milliseconds, None for no proof.
+
+    Returns:
+        The places; of each kind that was asked, the `address` taken, its `ms`, and how the others did; the
+        kinds of which no address gave its proof.
+    """
+    places = resolve_channel(catalogue["channels"]["upstream" if channel == AUTO else channel], mirrors)
+    places = {key: dict(value) if isinstance(value, dict) else value for key, value in places.items()}
+    chosen: dict[str, Any] = {}
+    silent: list[str] = []
+    for kind, addresses in candidates(catalogue, channel, mirrors).items():
+        asked = {address: answers[kind][address] for address in addresses if address in answers.get(kind, {})}
+        works = sorted((ms, address) for address, ms in asked.items() if ms is not None)
+        if asked and not works:
+            silent.append(kind)
+        if not works:
+            continue
+        ms, address = works[0]
+        others = {other: took for other, took in asked.items() if other != address}
+        chosen[kind] = {"address": address, "ms": ms, "others": others}
+        if channel != AUTO:
+            continue
+        if kind == "registry_mirrors":
+            places[kind] = [one for _, one in works]
+        elif kind in catalogue["places"]:
+            places[kind] = address
+        else:
+            places["registries"][kind] = address
+    hubs = sorted((row["ms"], kind) for kind, row in chosen.items() if kind in ("huggingface", "modelscope"))
+    if channel == AUTO and "hubs" not in mirrors and hubs:
+        nearest = [kind for _, kind in hubs]
+        places["hubs"] = [*nearest, *(hub for hub in places["hubs"] if hub not in nearest)]
+    return places, chosen, silent
 
 
 def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -19,7 +19,10 @@ options:
     type: path
     default: /var/lib/dsprov
   endpoints:
-    description: Channel to address; each is tried once, and the answer's time is returned as C(channels).
+    description:
+      - Kind of place to address to the URL that proves it; each is asked once, and the times are returned as
+        C(places).
+      - The filter P(dsprov.appliance.endpoints#filter) makes it from the catalogue.
     type: dict
     default: {}
   controller_time:
@@ -55,6 +58,7 @@ ansible_facts:
 
 import concurrent.futures
 import glob
+import http.client
 import json
 import os
 import platform
@@ -78,6 +82,9 @@ CPU_FLAGS = {
 # File systems that hold files of people; the rest is the kernel's or a container's own.
 REAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "nfs", "nfs4", "bcachefs"}
 TCP_LISTEN = "0A"
+# How long one place has to give its proof, and how much of it is enough to know how fast it is.
+ASK_SECONDS = 6
+ASK_BYTES = 256 * 1024
 # Units and containers of ours, as named in docs/architecture.
 OUR_UNITS = ("dsprov-", "ollama.service")
 STATE = "/etc/dsprov/state.json"
@@ -304,25 +311,40 @@ def delivered_bytes() -> int:
         return 0
 
 
-def answer_times(endpoints: dict[str, str]) -> dict[str, float | None]:
-    """Milliseconds until each address answers anything at all, or None."""
+def answer_times(endpoints: dict[str, dict[str, str]]) -> dict[str, dict[str, float | None]]:
+    """Milliseconds until the first bytes of each proof are here, or None; same keys as `endpoints`.
+
+    A registry that asks for a login (401) works; any other refusal is none. All are asked at once, so the
+    slowest decides how long it takes: at most about ASK_SECONDS.
+    """
 
     def ask(url: str) -> float | None:
         start = time.monotonic()
         try:
-            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "dsprov"})
-            urllib.request.urlopen(request, timeout=5).close()
-        except urllib.error.HTTPError:
-            pass
-        except (OSError, ValueError):
+            request = urllib.request.Request(url, headers={"User-Agent": "dsprov"})
+            with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
+                had = 0
+                while had < ASK_BYTES and (block := answer.read1(ASK_BYTES - had)):
+                    had += len(block)
+                    if time.monotonic() - start > ASK_SECONDS:
+                        return None
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code != 401:
+                return None
+        except (OSError, ValueError, http.client.HTTPException):
             return None
         return round((time.monotonic() - start) * 1000, 1)
 
-    with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
-        return dict(zip(endpoints, pool.map(ask, endpoints.values()), strict=True))
+    rows = [(kind, address, url) for kind, urls in endpoints.items() for address, url in urls.items()]
+    found: dict[str, dict[str, float | None]] = {kind: {} for kind in endpoints}
+    with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(rows))) as pool:
+        for (kind, address, _), took in zip(rows, pool.map(ask, (row[2] for row in rows)), strict=True):
+            found[kind][address] = took
+    return found
 
 
-def probe(data_path: str, endpoints: dict[str, str], controller_time: float) -> dict[str, Any]:
+def probe(data_path: str, endpoints: dict[str, dict[str, str]], controller_time: float) -> dict[str, Any]:
     """One host's row of a facts document, schema 1."""
     # First, while there is one thread: it asks in a child.
     reading = nvml.read_apart()
@@ -346,7 +368,7 @@ def probe(data_path: str, endpoints: dict[str, str], controller_time: float) -> 
     if controller_time:
         facts["clock_skew_seconds"] = round(time.time() - controller_time, 1)
     if endpoints:
-        facts["channels"] = answer_times(endpoints)
+        facts["places"] = answer_times(endpoints)
     return facts
 
 

@@ -318,30 +318,57 @@ def test_a_port_that_is_none_is_refused(value: Any) -> None:
 
 # -- channels ------------------------------------------------------------------------------------
 
+PYPI = "https://pypi.org/simple"
+TUNA = "https://pypi.tuna.tsinghua.edu.cn/simple"
+ALIYUN = "https://mirrors.aliyun.com/pypi/simple"
+
 CHANNELS = [
-    ("upstream", {}, "upstream", []),
-    ("cn", {}, "cn", []),
-    ("auto", {"upstream": 300.0, "cn": 20.0}, "cn", []),
-    ("auto", {"upstream": 20.0, "cn": 20.0}, "cn", []),
-    ("auto", {"upstream": 20.0, "cn": None}, "upstream", []),
-    ("auto", {"upstream": None, "cn": None}, "upstream", ["no-channel"]),
-    ("auto", {}, "upstream", []),
-    ("cn", {"cn": 5.0}, "cn", []),
+    ("upstream", {}, PYPI, []),
+    ("cn", {}, TUNA, []),
+    ("auto", {PYPI: 300.0, TUNA: 20.0}, TUNA, []),
+    ("auto", {PYPI: 20.0, TUNA: None}, PYPI, []),
+    # One that no channel names, but that is known beside them.
+    ("auto", {PYPI: None, TUNA: 90.0, ALIYUN: 10.0}, ALIYUN, []),
+    ("auto", {PYPI: None, TUNA: None}, PYPI, ["no-channel"]),
+    ("auto", {}, PYPI, []),
+    ("cn", {TUNA: 5.0}, TUNA, []),
     # A named channel is kept, but one that was asked and is silent is said.
-    ("cn", {"cn": None}, "cn", ["no-channel"]),
-    # Facts written by hand may name a channel that this release does not have.
-    ("auto", {"moon": 1.0, "cn": 20.0}, "cn", []),
-    ("auto", {"moon": 1.0}, "upstream", ["no-channel"]),
+    ("cn", {TUNA: None}, TUNA, ["no-channel"]),
+    # Facts written by hand may name a place that this release does not have.
+    ("auto", {"https://moon.example.org": 1.0, TUNA: 20.0}, TUNA, []),
 ]
 
 
 @pytest.mark.parametrize(("asked", "answers", "taken", "expected"), CHANNELS)
 def test_channel(asked: str, answers: dict[str, Any], taken: str, expected: list[str]) -> None:
-    made = make("demo", machine(channels=answers), channel=asked)
+    made = make("demo", machine(places={"pypi_index": answers}), channel=asked)
     assert codes(made) == expected
     (row,) = made["hosts"]
-    assert row["channel"] == taken
-    assert row["sources"]["pypi_index"] == catalogue()["channels"][taken]["pypi_index"]
+    assert row["channel"] == asked
+    assert row["sources"]["pypi_index"] == taken
+
+
+def test_auto_chooses_each_kind_by_itself_and_says_why() -> None:
+    answers = {
+        "pypi_index": {PYPI: 300.0, TUNA: 20.0},
+        "huggingface": {"https://huggingface.co": None, "https://hf-mirror.com": 800.0},
+        "modelscope": {"https://modelscope.cn": 50.0},
+        "ghcr.io": {"ghcr.io": 40.0, "m.daocloud.io/ghcr.io": 90.0},
+        "registry_mirrors": {"https://docker.m.daocloud.io": 9.0, "https://docker.nju.edu.cn": 7.0},
+        "docker_apt": {"https://download.docker.com/linux": None},
+    }
+    made = make("basic", machine(gpus=cards(1), places=answers), channel="auto")
+    (row,) = made["hosts"]
+    places = row["sources"]
+    assert (places["pypi_index"], places["huggingface"]) == (TUNA, "https://hf-mirror.com")
+    assert places["registries"]["ghcr.io"] == "ghcr.io"
+    assert places["registry_mirrors"] == ["https://docker.nju.edu.cn", "https://docker.m.daocloud.io"]
+    assert places["hubs"] == ["modelscope", "huggingface"]
+    assert row["weights"]["artifacts"][0]["sources"][0]["url"].startswith("https://modelscope.cn/")
+    assert row["chosen"]["pypi_index"] == {"address": TUNA, "ms": 20.0, "others": {PYPI: 300.0}}
+    assert made["ok"]
+    (silent,) = [problem for problem in made["problems"] if problem["code"] == "place-silent"]
+    assert "docker_apt" in silent["message"]["en"]
 
 
 def test_mirrors_lie_over_the_channel() -> None:

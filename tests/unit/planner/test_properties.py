@@ -189,7 +189,9 @@ def whole() -> dict[str, Any]:
         nouveau=False,
         python="3.11.2",
         clock_skew_seconds=0.5,
-        channels={"cn": 3.0, "upstream": None},
+        places={
+            "pypi_index": {"https://pypi.org/simple": None, "https://mirrors.aliyun.com/pypi/simple": 3.0}
+        },
         listeners=[{"port": 22, "address": "::", "process": "sshd", "pid": 1, "owner": None}],
         delivered_bytes=0,
     )

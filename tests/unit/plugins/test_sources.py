@@ -7,7 +7,11 @@ import copy
 import pytest
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import ProblemError
-from ansible_collections.dsprov.appliance.plugins.module_utils.sources import file_sources, resolve_channel
+from ansible_collections.dsprov.appliance.plugins.module_utils.sources import (
+    endpoints,
+    file_sources,
+    resolve_channel,
+)
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
 
@@ -82,3 +86,32 @@ def test_a_typo_in_mirrors_is_named() -> None:
     assert "dsprov_mirrors" in message
     assert "huggingfase" in message
     assert "huggingface" in caught.value.problem["remedy"]["en"]
+
+
+def test_a_named_channel_asks_its_own_places_alone() -> None:
+    asked = endpoints(catalogue(), "cn", {})
+    index = catalogue()["channels"]["cn"]["pypi_index"]
+    assert asked["pypi_index"] == {index: f"{index}/uv/"}
+    assert asked["ghcr.io"] == {"m.daocloud.io/ghcr.io": "https://m.daocloud.io/v2/"}
+
+
+def test_auto_asks_all_known_places_and_the_registries_themselves() -> None:
+    asked = endpoints(catalogue(), "auto", {})
+    for channel in catalogue()["channels"].values():
+        assert channel["pypi_index"] in asked["pypi_index"]
+        assert channel["docker_apt"] in asked["docker_apt"]
+    assert "https://mirrors.aliyun.com/pypi/simple" in asked["pypi_index"]
+    assert next(iter(asked["ghcr.io"])) == "ghcr.io"
+    assert len(asked["ghcr.io"]) > 2
+
+
+@pytest.mark.parametrize("channel", ["cn", "auto"])
+def test_the_users_place_leaves_nothing_to_choose(channel: str) -> None:
+    mirrors = {
+        "pypi_index": "http://mirror/simple/",
+        "registries": {"ghcr.io": "mirror:5000/ghcr.io"},
+        "insecure_registries": ["mirror:5000"],
+    }
+    asked = endpoints(catalogue(), channel, mirrors)
+    assert asked["pypi_index"] == {"http://mirror/simple/": "http://mirror/simple/uv/"}
+    assert asked["ghcr.io"] == {"mirror:5000/ghcr.io": "http://mirror:5000/v2/"}
