@@ -257,7 +257,6 @@ class Artifact:
             archive = self._sibling("archive")
         else:
             archive = self.path
-        part = archive + ".part"
         extra = 0
         if self.unpack:
             extra = self.unpack["bytes"] or 0
@@ -267,20 +266,19 @@ class Artifact:
             )
         whole = files.read_receipt(archive) if archive != self.path else None
         if not (whole and whole["sha256"] == self.sha256):
-            self.outcome = fetch.Fetcher(
+            fetcher = fetch.Fetcher(
                 name=self.name,
-                part=part,
+                part=archive + ".part",
                 sha256=self.sha256,
                 size=self.size,
                 pypi_index=self.module.params["pypi_index"],
                 stall=self.module.params["timeout"],
                 extra=extra,
                 alive=asker_is_there,
-            ).fetch(self.module.params["sources"])
-            if archive == self.path:
-                os.chmod(part, 0o644)
-            os.replace(part, archive)
-            files.fsync_directory(os.path.dirname(os.path.abspath(archive)))
+                outcome=self.outcome,
+            )
+            fetcher.fetch(self.module.params["sources"])
+            fetcher.place(archive, 0o644 if archive == self.path else 0o600)
         if not self.unpack and not self.member:
             self._write_receipt(self.sha256)
             return self.sha256
