@@ -327,6 +327,7 @@ def _layer_trial(situation: Situation, name: str, variant: Mapping[str, Any]) ->
             parallel=parallel,
             cache_type=cache_type,
             strategy=strategy,
+            flags=situation.host["cpu"].get("flags", ()),
         )
 
     parallel = request.parallel or 1

@@ -13,9 +13,11 @@ import re
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from ansible_collections.dsprov.appliance.plugins.module_utils import sizing
 
 # Type number to (values a block, bytes a block). Source: ggml.h and ggml-common.h.
 TYPES: dict[int, tuple[int, int]] = {
@@ -46,6 +48,15 @@ TIMEOUT = 30
 Fetch = Callable[[int, int], bytes]
 
 
+class Tensor(NamedTuple):
+    """One row of a file's table: shape, bytes, number of values, and ggml's number of its type."""
+
+    shape: tuple[int, ...]
+    size: int
+    values: int
+    kind: int
+
+
 class GgufError(Exception):
     """A file that is no GGUF, or none that can be read; the message says why."""
 
@@ -56,13 +67,13 @@ class Gguf:
 
     Attributes:
         meta: metadata; of an array only its length, as ("array", length), unless it is one of few numbers.
-        tensors: name to (shape, bytes, number of values).
+        tensors: by name.
         size: bytes of the files.
         files: their names.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     size: int = 0
     files: list[str] = field(default_factory=list)
 
@@ -118,7 +129,7 @@ class _Window:
         return ("array", count)
 
 
-def read_header(fetch: Fetch) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]]]:
+def read_header(fetch: Fetch) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of one file.
 
     Args:
@@ -155,7 +166,7 @@ def read_header(fetch: Fetch) -> tuple[dict[str, Any], dict[str, tuple[tuple[int
         for length in shape:
             values *= length
         block, size = TYPES[kind]
-        tensors[name] = (shape, values // block * size, values)
+        tensors[name] = Tensor(shape, values // block * size, values, kind)
     return meta, tensors
 
 
@@ -243,6 +254,22 @@ def _web(url: str) -> tuple[Fetch, int]:
     return fetch, sizes[0] if sizes else len(first)
 
 
+def repacked_bytes(gguf: Gguf, flags: Collection[str]) -> dict[str, int]:
+    """Bytes of the buffers in which llama.cpp keeps weights in its CPU's own layout, by the buffer's name.
+
+    It does so where no GPU is used; the originals stay in the page cache, which may drop them.
+    """
+    found: dict[str, int] = {}
+    for name, tensor in gguf.tensors.items():
+        if name == "token_embd.weight" and "output.weight" in gguf.tensors:
+            continue  # Looked up, not multiplied by; without a head of its own it is the head, too.
+        experts = bool(_EXPERTS.search(name))
+        packed = sizing.repacked(tensor.kind, tensor.shape, tensor.size, flags, experts=experts)
+        if packed:
+            found[packed[0]] = found.get(packed[0], 0) + packed[1]
+    return found
+
+
 # -- as a row of the catalogue -------------------------------------------------------------------
 
 
@@ -272,14 +299,14 @@ def model_of(gguf: Gguf, source: str) -> tuple[str, str, dict[str, Any]]:
     if not layers or not hidden or not heads or layers > 10_000:
         raise GgufError(f"{source}: its metadata has no usable layers")
     own, experts = [0] * layers, [0] * layers
-    embedding = gguf.tensors["token_embd.weight"][1]
+    embedding = gguf.tensors["token_embd.weight"].size
     output = 0
-    for name, (_shape, size, _values) in gguf.tensors.items():
+    for name, tensor in gguf.tensors.items():
         block = re.match(r"blk\.(\d{1,5})\.", name)
         if block and int(block[1]) < layers:
-            (experts if _EXPERTS.search(name) else own)[int(block[1])] += size
+            (experts if _EXPERTS.search(name) else own)[int(block[1])] += tensor.size
         elif name != "token_embd.weight":
-            output += size
+            output += tensor.size
     tied = "output.weight" not in gguf.tensors
     if tied:
         output += embedding  # llama.cpp loads it once more, as the head.
@@ -316,7 +343,7 @@ def model_of(gguf: Gguf, source: str) -> tuple[str, str, dict[str, Any]]:
             "expert_intermediate": number("expert_feed_forward_length", feed["intermediate"]),
             "dense_layers": number("leading_dense_block_count", 0),
         }
-    shape = gguf.tensors["token_embd.weight"][0]
+    shape = gguf.tensors["token_embd.weight"].shape
     title = str(meta.get("general.name") or gguf.files[0].removesuffix(".gguf"))
     variant = FILE_TYPES.get(meta.get("general.file_type", -1), "GGUF")
     rows = [
@@ -326,7 +353,7 @@ def model_of(gguf: Gguf, source: str) -> tuple[str, str, dict[str, Any]]:
     row: dict[str, Any] = {
         "title": title,
         "source": source,
-        "parameters": max(1, sum(values for _shape, _size, values in gguf.tensors.values())),
+        "parameters": max(1, sum(tensor.values for tensor in gguf.tensors.values())),
         "attention": attention,
         "feed_forward": feed,
         "tied_embeddings": tied,

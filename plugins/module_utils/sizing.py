@@ -10,7 +10,7 @@ logs, and are estimates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,19 @@ FIT_MARGIN = GIB
 # The engine's own process, and what the operating system and Open WebUI want beside it.
 ENGINE_PROCESS = 256 * MIB
 SYSTEM_RESERVE = 1024 * MIB
+
+# Types that llama.cpp lays out anew for the CPU, by ggml's number, with the flag this takes: Q4_0, Q4_K,
+# IQ4_NL and MXFP4 by AVX2, Q2_K by AVX-512. The rest it reads as it is. Source: ggml-cpu/repack.cpp.
+REPACKED = {2: "avx2", 12: "avx2", 20: "avx2", 39: "avx2", 10: "avx512f"}
+REPACK_ROWS = 8
+# The same for AMX, with how much a weight grows by. Source: ggml-cpu/amx/mmq.cpp, get_row_size.
+# Q4_0, Q4_1 and Q6_K stay as large as they are; Q8_0, Q4_K, Q5_K and IQ4_XS carry sums of their blocks.
+AMX_FLAGS = {"amx_int8", "avx512_vnni"}
+AMX_GROWTH = {2: 0.0, 3: 0.0, 8: 4 / 34, 12: 4 / 144, 13: 4 / 176, 14: 0.0, 23: 2 / 136}
+AMX_ROWS = 32
+# Share of a layer's experts, or of a dense layer, that its largest tensor has at most: the down projection
+# is one of three, with more bits than the others.
+LARGEST_TENSOR = 0.5
 
 # vLLM: share of a device it takes (its default), and what stays beside weights and cache.
 VLLM_UTILISATION = 0.92
@@ -152,6 +165,34 @@ def compute_bytes(
     )
 
 
+def repacked(
+    kind: int, shape: Sequence[int], size: int, flags: Collection[str], *, experts: bool = False
+) -> tuple[str, int] | None:
+    """Where llama.cpp keeps a weight that a CPU with these flags multiplies by, if in a layout of its own.
+
+    Args:
+        kind: ggml's number of the type.
+        shape: as in the file, the row's length first.
+        experts: whether it holds routed experts, and so has three dimensions.
+
+    Returns:
+        The buffer's name and the bytes there, or None where the weight stays as it is in the file.
+    """
+    if len(shape) != (3 if experts else 2):
+        return None
+    amx = not experts and set(flags) >= AMX_FLAGS
+    if amx and kind in AMX_GROWTH and shape[1] % AMX_ROWS == 0:
+        return "AMX", int(size * (1 + AMX_GROWTH[kind]))
+    fits = REPACKED.get(kind) in flags and shape[1] % REPACK_ROWS == 0
+    return ("CPU_REPACK", size) if fits else None
+
+
+def amx_growth(model: Mapping[str, Any], variant: Mapping[str, Any]) -> float:
+    """By how much the dense weights of a variant grow at most on a CPU with AMX."""
+    # Only Q8_0 has more than 8 bits and is laid out anew.
+    return AMX_GROWTH[8] if 8 < variant["bytes"] * 8 / model["parameters"] < 10 else AMX_GROWTH[12]
+
+
 def output_bytes(model: Mapping[str, Any], slots: int) -> int:
     """llama-server's logits, f32, in host memory."""
     return int(4 * model["vocabulary"] * slots)
@@ -227,11 +268,16 @@ def fit_layers(
     parallel: int,
     cache_type: str,
     strategy: str,
+    flags: Collection[str] = (),
 ) -> LayerFit:
     """Places a variant as llama.cpp does.
 
+    Weights in host memory are counted once. A CPU that lays them out anew (`repacked`) reads them through the
+    page cache, which may drop the originals afterwards.
+
     Args:
         cards: memory of each device.
+        flags: the CPU's.
         strategy: "layers" puts whole layers on GPUs from the last on; "experts" leaves experts of the first
             layers in memory; "fit" is either, with the room that llama.cpp's --fit leaves.
     """
@@ -270,14 +316,25 @@ def fit_layers(
         return list(reversed(_balanced(items(high), backwards))), high
 
     counts = [0] * len(cards)
-    cpu_experts = 0
+    cpu_experts = staged = 0
     if cards:
         # One device that holds everything is better than many that wait for each other.
         largest = max(range(len(cards)), key=lambda index: (cards[index], -index))
-        if sum(items(0)) <= usable(cards[largest]):
+        room = [usable(card) for card in cards]
+        if sum(items(0)) <= room[largest]:
             counts[largest] = total + 1
         else:
-            counts, cpu_experts = place([usable(card) for card in cards])
+            counts, cpu_experts = place(room)
+        if sum(counts) <= total or cpu_experts:
+            # Large batches are computed on the first device even where the weights are in memory, so it has
+            # a copy of the tensor that is worked on, and of its layer's cache.
+            staged = int(max(map(max, weights.layers, weights.experts)) * LARGEST_TENSOR)
+            staged += row if sum(counts) <= total else 0
+            tries = (
+                place([0] * first + [max(0, room[first] - staged), *room[first + 1 :]])
+                for first in range(len(cards))
+            )
+            counts, cpu_experts = max(tries, key=lambda tried: (sum(tried[0]), -tried[1]))
     ngl = sum(counts)
     left = total + 1 - ngl
     rows = list(reversed(items(cpu_experts)))
@@ -285,13 +342,16 @@ def fit_layers(
     devices = []
     for count in counts:
         own, on_gpus = on_gpus[:count], on_gpus[count:]
-        devices.append(sum(own) + fixed if count else 0)
+        devices.append(sum(own) + fixed + staged if count else 0)
+        staged = 0 if count else staged
     on_host = weights.embedding + output_bytes(model, parallel)
     on_host += sum(weights.experts[:cpu_experts]) + sum(rows[:left])
     if left or cpu_experts:
         on_host += compute
     else:
         on_host += 4 * MICRO_BATCH * model["attention"]["hidden"] + 2 * MICRO_BATCH * cell_count
+    if not ngl and set(flags) >= AMX_FLAGS:
+        on_host += int((weights.output + sum(weights.layers)) * amx_growth(model, variant))
     return LayerFit(
         ngl, total, tuple(counts), cpu_experts, tuple(devices), on_host + ENGINE_PROCESS + SYSTEM_RESERVE
     )

