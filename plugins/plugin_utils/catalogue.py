@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CATALOG = ROOT / "catalog"
 TIERS = ROOT / "inventories" / "tiers"
 # File stem to the key inside it; `systems` has two keys and is handed on whole.
-PARTS = ("models", "gpus", "engines", "preference", "software", "channels", "places", "variables", "systems")
+PARTS = (
+    "models", "gpus", "engines", "preference", "software", "channels", "places", "variables", "nvidia",
+    "systems",
+)  # fmt: skip
 # What every tier must say.
 TIER_KEYS = ("dsprov_tier", "dsprov_tier_title", "dsprov_model")
 # A tier's title as our own files write it: two plain lines, which need no YAML reader to be understood.

@@ -49,7 +49,23 @@ def uses() -> Iterator[tuple[str, str, set[str] | None]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", str(node.args[0].value), words
 
 
-USES = list(uses())
+def uses_in_roles() -> Iterator[tuple[str, str, set[str] | None]]:
+    """The same of each task that calls the action `problem`."""
+
+    def tasks(rows: Any) -> Iterator[dict[str, Any]]:
+        for row in rows or []:
+            yield row
+            for key in ("block", "rescue", "always"):
+                yield from tasks(row.get(key))
+
+    for path in sorted((ROOT / "roles").glob("*/tasks/*.yml")):
+        for task in tasks(catalogue.read_yaml(path)):
+            given = task.get("dsprov.appliance.problem")
+            if given:
+                yield f"{path.relative_to(ROOT)}: {task['name']}", given["code"], set(given.get("words", {}))
+
+
+USES = [*uses(), *uses_in_roles()]
 
 
 def test_the_search_finds_uses() -> None:

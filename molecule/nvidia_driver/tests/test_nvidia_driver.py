@@ -1,0 +1,68 @@
+"""A baked driver seen from outside: built for the kernel, whole, and nobody moves it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def receipt(host: Any) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(host.file("/var/lib/dsprov/nvidia/driver.json").content_string)
+    return made
+
+
+def test_modules_are_built_for_the_kernel_of_the_headers(host: Any) -> None:
+    made = receipt(host)
+    assert made["state"] == "installed"
+    with host.sudo():
+        status = host.check_output("dkms status")
+        built = host.check_output("find /lib/modules -name 'nvidia*.ko*'").split()
+    assert f"nvidia-current-open/{made['version']}" in status
+    assert status.rstrip().endswith("installed")
+    assert len(built) >= 4
+    info = host.check_output("/sbin/modinfo %s", next(path for path in built if "uvm" not in path))
+    assert "Dual MIT/GPL" in info, "the open modules"
+
+
+def test_every_part_is_of_one_version(host: Any) -> None:
+    """Debian's security update of the libraries has no open modules to it: a mix would not answer."""
+    made = receipt(host)
+    versions = {host.package(name).version.partition("-")[0] for name in made["held"]}
+    assert versions == {made["version"]}
+
+
+def test_dpkg_is_clean(host: Any) -> None:
+    assert host.check_output("dpkg --audit") == ""
+    assert not host.file("/etc/dkms/no-autoinstall").exists
+
+
+def test_an_upgrade_leaves_the_driver_alone(host: Any) -> None:
+    made = receipt(host)
+    with host.sudo():
+        offered = host.check_output("apt-cache policy nvidia-smi")
+        plan = host.check_output("apt-get --simulate --quiet dist-upgrade")
+    assert f"Candidate: {made['version']}" in offered
+    assert not [line for line in plan.splitlines() if line.startswith("Inst") and "nvidia" in line]
+    assert set(host.check_output("apt-mark showhold").split()) >= set(made["held"])
+
+
+def test_unattended_upgrades_refuse_to_touch_it(host: Any) -> None:
+    """Without the hold and the pin, so that the list of its own is what holds it."""
+    made = receipt(host)
+    with host.sudo():
+        host.check_output("apt-get --yes --quiet --no-install-recommends install unattended-upgrades")
+        host.check_output("apt-mark unhold %s", " ".join(made["held"]).replace(" ", "' '"))
+        host.check_output("mv /etc/apt/preferences.d/dsprov-nvidia /root/")
+        try:
+            said = host.run("unattended-upgrade --dry-run --debug").stdout
+        finally:
+            host.check_output("mv /root/dsprov-nvidia /etc/apt/preferences.d/")
+            host.check_output("apt-mark hold %s", " ".join(made["held"]).replace(" ", "' '"))
+    assert "nvidia-smi" in said.partition("blacklist")[2]
+    upgraded = said.partition("Packages that will be upgraded:")[2].splitlines()[0]
+    assert "nvidia" not in upgraded
+
+
+def test_the_kernel_s_own_driver_stays_off(host: Any) -> None:
+    assert "blacklist nouveau" in host.file("/etc/modprobe.d/dsprov-nvidia.conf").content_string
+    assert host.service("nvidia-persistenced").is_enabled
