@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 import urllib.error
 import urllib.request
@@ -33,7 +34,9 @@ STRING, ARRAY = 8, 9
 # A header larger than this is none; a vocabulary of a million words takes about 20 MB.
 MAX_HEADER = 256 * 1024 * 1024
 CHUNK = 1024 * 1024
-MAX_ITEMS = 4_000_000
+# Ten times what the largest models have: entries of metadata, words of all vocabularies, tensors, and values.
+MAX_META, MAX_WORDS, MAX_TENSORS, MAX_VALUES = 10_000, 4_000_000, 100_000, 1 << 48
+ALIGNMENT = 32
 # general.file_type to the name that people know. Source: llama.h, enum llama_ftype.
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
@@ -42,6 +45,7 @@ FILE_TYPES = {
     26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
 }  # fmt: skip
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _EXPERTS = re.compile(r"\.ffn_(gate|up|down|gate_up)_(ch)?exps\.")
 TIMEOUT = 30
 
@@ -86,6 +90,12 @@ class _Window:
         self._data = b""
         self._start = 0
         self._at = 0
+        self._words = 0
+
+    @property
+    def place(self) -> int:
+        """Bytes read so far."""
+        return self._at
 
     def take(self, count: int) -> bytes:
         if count < 0 or self._at + count > MAX_HEADER:
@@ -115,7 +125,8 @@ class _Window:
         if kind != ARRAY:
             raise GgufError(f"it has metadata of the unknown type {kind}")
         inner, count = self.number("I"), self.number("Q")
-        if count > MAX_ITEMS:
+        self._words += count
+        if self._words > MAX_WORDS:
             raise GgufError("it has an array without end")
         if inner in SCALARS:
             raw = self.take(struct.calcsize(SCALARS[inner]) * count)
@@ -129,8 +140,8 @@ class _Window:
         return ("array", count)
 
 
-def read_header(fetch: Fetch) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of one file.
+def read_header(fetch: Fetch) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """Metadata and tensors of one file, and how many bytes the whole file must have.
 
     Args:
         fetch: gives up to so many bytes from an offset; fewer at the file's end.
@@ -145,29 +156,35 @@ def read_header(fetch: Fetch) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if version not in (2, 3):
         raise GgufError(f"it is of GGUF version {version}, known are 2 and 3")
     tensor_count, meta_count = window.number("Q"), window.number("Q")
-    if tensor_count > MAX_ITEMS or meta_count > MAX_ITEMS:
+    if tensor_count > MAX_TENSORS or meta_count > MAX_META:
         raise GgufError("it has more entries than any model")
     meta: dict[str, Any] = {}
     for _ in range(meta_count):
         key = window.text()
         meta[key] = window.value(window.number("I"))
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    data = 0
     for _ in range(tensor_count):
         name = window.text()
         dimensions = window.number("I")
         if dimensions > 8:
-            raise GgufError(f"tensor {name[:60]} has {dimensions} dimensions")
+            raise GgufError(f"tensor {name[:60]!r} has {dimensions} dimensions")
         shape = tuple(window.number("Q") for _ in range(dimensions))
-        kind = window.number("I")
-        window.number("Q")
+        kind, offset = window.number("I"), window.number("Q")
         if kind not in TYPES:
-            raise GgufError(f"tensor {name[:60]} has the unknown type {kind}")
+            raise GgufError(f"tensor {name[:60]!r} has the unknown type {kind}")
         values = 1
         for length in shape:
             values *= length
+        if values > MAX_VALUES:
+            raise GgufError(f"tensor {name[:60]!r} has more values than any model")
         block, size = TYPES[kind]
         tensors[name] = Tensor(shape, values // block * size, values, kind)
-    return meta, tensors
+        data = max(data, offset + tensors[name].size)
+    alignment = meta.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
+        raise GgufError("its alignment is none")
+    return meta, tensors, -(-window.place // alignment) * alignment + data if tensors else window.place
 
 
 def read(source: str) -> Gguf:
@@ -180,7 +197,13 @@ def read(source: str) -> Gguf:
     for name in _shards(source):
         fetch, size = _open(name)
         try:
-            meta, tensors = read_header(fetch)
+            meta, tensors, needed = read_header(fetch)
+            size = size or needed  # Some servers do not say.
+            if size < needed:
+                raise GgufError(f"it is cut off: it has {size} of {needed} bytes")
+            twice = sorted(tensors.keys() & whole.tensors.keys())
+            if twice:
+                raise GgufError(f"tensor {twice[0][:60]!r} was in a shard before it, too")
         except (struct.error, MemoryError, OverflowError) as error:
             raise GgufError(f"{name}: its header is broken: {error}") from error
         except GgufError as error:
@@ -205,7 +228,9 @@ def _open(name: str) -> tuple[Fetch, int]:
     if name.startswith(("http://", "https://")):
         return _web(name)
     try:
-        size = os.path.getsize(name)
+        status = os.stat(name)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ValueError("it is no file")  # A pipe would be waited for.
         with open(name, "rb"):
             pass
     except (OSError, ValueError) as error:
@@ -219,7 +244,7 @@ def _open(name: str) -> tuple[Fetch, int]:
         except OSError as error:
             raise GgufError(error.strerror or str(error)) from error
 
-    return from_file, size
+    return from_file, status.st_size
 
 
 def _web(url: str) -> tuple[Fetch, int]:
@@ -227,8 +252,8 @@ def _web(url: str) -> tuple[Fetch, int]:
 
     def from_web(start: int, count: int) -> bytes:
         headers = {"Range": f"bytes={start}-{start + count - 1}", "User-Agent": "dsprov"}
-        request = urllib.request.Request(url, headers=headers)
         try:
+            request = urllib.request.Request(url, headers=headers)
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 if answer.status != 206:
                     raise GgufError("the server does not answer ranges")
@@ -251,7 +276,7 @@ def _web(url: str) -> tuple[Fetch, int]:
     def fetch(start: int, count: int) -> bytes:
         return first[start : start + count] if start < len(first) else from_web(start, count)
 
-    return fetch, sizes[0] if sizes else len(first)
+    return fetch, sizes[0] if sizes else 0
 
 
 def repacked_bytes(gguf: Gguf, flags: Collection[str]) -> dict[str, int]:
@@ -284,6 +309,8 @@ def model_of(gguf: Gguf, source: str) -> tuple[str, str, dict[str, Any]]:
     """
     meta = gguf.meta
     arch = str(meta.get("general.architecture", ""))
+    if not _ARCHITECTURE.fullmatch(arch):
+        raise GgufError(f"{source}: its metadata has no usable general.architecture")
 
     def number(key: str, default: int | None = None) -> int:
         value = meta.get(f"{arch}.{key}", default)
@@ -307,6 +334,8 @@ def model_of(gguf: Gguf, source: str) -> tuple[str, str, dict[str, Any]]:
             (experts if _EXPERTS.search(name) else own)[int(block[1])] += tensor.size
         elif name != "token_embd.weight":
             output += tensor.size
+    if own.count(0) > layers // 2:
+        raise GgufError(f"{source}: it says {layers} layers, and holds {layers - own.count(0)}")
     tied = "output.weight" not in gguf.tensors
     if tied:
         output += embedding  # llama.cpp loads it once more, as the head.
@@ -345,7 +374,8 @@ def model_of(gguf: Gguf, source: str) -> tuple[str, str, dict[str, Any]]:
         }
     shape = gguf.tensors["token_embd.weight"].shape
     title = str(meta.get("general.name") or gguf.files[0].removesuffix(".gguf"))
-    variant = FILE_TYPES.get(meta.get("general.file_type", -1), "GGUF")
+    kind = meta.get("general.file_type")
+    variant = FILE_TYPES.get(kind, "GGUF") if isinstance(kind, int) else "GGUF"
     rows = [
         {"bytes": layer, "experts": part, "at": str(index)}
         for index, (layer, part) in enumerate(zip(own, experts, strict=True))

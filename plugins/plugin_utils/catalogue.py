@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,12 @@ _LISTED = re.compile(r"(?P<sha256>[0-9a-f]{64}) +(?P<bytes>[1-9]\d*) +(?P<name>[
 # A document of people: more than this is a mistake, or made to hurt (aliases of aliases).
 MAX_BYTES = 16 * 1024 * 1024
 MAX_VALUES = 1_000_000
+MAX_DEPTH = 100
+MAX_TEXT = 16 * 1024
+MAX_BITS = 1024
+_FAR_IN = re.compile(f"(?m)^[ ?:-]{{{10 * MAX_DEPTH}}}")
+# What would move a terminal's cursor, or the order of what it shows; line ends and tabs are text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @cache
@@ -197,15 +204,50 @@ def read_yaml(path: Path) -> Any:
 def _parse(text: str) -> Any:
     import yaml  # A third of what `dsprov tiers list` would take.
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, Loader=loader)  # noqa: S506 - the safe loader, in C where PyYAML has it
+    _look(text)
+    return yaml.load(text, Loader=_loader())  # noqa: S506 - the safe loader, in C where PyYAML has it
+
+
+def _look(text: str) -> None:
+    """Refuses a text that is nested so deeply that PyYAML's C code would run out of stack, and with it we.
+
+    Raises:
+        ValueError: more brackets open at once, or more indentation, than any real document has.
+    """
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH or _FAR_IN.search(text):
+        raise ValueError("it is nested too deeply")
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's safe loader, which takes the last of equal keys, made to refuse them."""
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc]  # either of two classes
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if (key.tag, key.value) in seen:
+                        text = f"key {_short(key.value)} is given twice"
+                        raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+                    seen.add((key.tag, key.value))
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _weigh(document: Any) -> None:
-    """Refuses a document that aliases blow up, or that holds itself: checking it would never end.
+    """Refuses what no document of people holds, and what would hurt to check or to show.
 
     Raises:
-        ValueError: more values than any real document has.
+        ValueError: it holds itself, or more values, larger numbers or longer texts than any real one.
     """
     left = MAX_VALUES
     waiting = [document]
@@ -215,7 +257,17 @@ def _weigh(document: Any) -> None:
             left -= len(value)
             if left < 0:
                 raise ValueError(f"more than {MAX_VALUES} values once its aliases are followed")
-            waiting += value.values() if isinstance(value, dict) else value
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+        elif isinstance(value, str):
+            if len(value) > MAX_TEXT:
+                raise ValueError(f"a text of {len(value)} characters, which begins {value[:40]!r}")
+            if _CONTROL.search(value):
+                raise ValueError(f"a control character in {_short(value)}")
+        elif isinstance(value, int):
+            if value.bit_length() > MAX_BITS:
+                raise ValueError(f"a number of {value.bit_length()} bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value} is no number")
 
 
 def _is_integer(_checker: Any, value: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,10 +182,76 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
         gguf.read(str(path))
 
 
-@pytest.mark.parametrize("name", ["/no/such.gguf", "/", "/proc/self/mem", "x\0y"])
+@pytest.mark.parametrize(
+    "name", ["/no/such.gguf", "/", "/proc/self/mem", "/dev/zero", "x\0y", "http://[::1", "http://"]
+)
 def test_what_cannot_be_read_is_named(name: str) -> None:
     with pytest.raises(gguf.GgufError):
         gguf.read(name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    with pytest.raises(gguf.GgufError, match="no file"):
+        gguf.read(str(tmp_path / "x.gguf"))
+
+
+META, TENSORS = ggufs.dense("llama", **TINY)
+ODD_META: list[tuple[dict[str, Any], str]] = [
+    ({"general.architecture": "\x1b[2J"}, "general.architecture"),
+    ({"general.architecture": ""}, "general.architecture"),
+    ({"general.alignment": 0}, "alignment"),
+    ({"general.alignment": "many"}, "alignment"),
+    ({"llama.block_count": 0}, "layers"),
+    ({"llama.block_count": 2**31}, "layers"),
+    ({"llama.block_count": 9999}, "says 9999 layers, and holds 3"),
+    ({"llama.block_count": "many"}, "block_count"),
+    ({"llama.attention.head_count": 0}, "layers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), ODD_META, ids=str)
+def test_metadata_that_sizes_nothing_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    path = ggufs.write(tmp_path / "x.gguf", {**META, **changes}, TENSORS)
+    with pytest.raises(gguf.GgufError, match=says) as caught:
+        model_of(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_type_of_no_number_is_none(tmp_path: Path) -> None:
+    path = ggufs.write(tmp_path / "x.gguf", {**META, "general.file_type": [1, 2]}, TENSORS)
+    assert list(model_of(path)["variants"]) == ["GGUF"]
+
+
+def test_a_download_that_was_cut_off_is_named(tiny: Path) -> None:
+    content = tiny.read_bytes()
+    tiny.write_bytes(content[:-1])
+    with pytest.raises(gguf.GgufError, match=f"cut off: it has {len(content) - 1} of {len(content)} bytes"):
+        gguf.read(str(tiny))
+
+
+def test_a_tensor_larger_than_any_is_named(tmp_path: Path) -> None:
+    start, _length = ggufs.header(META, [*TENSORS, ("x", (1 << 62, 1 << 62), "f32")])
+    (tmp_path / "x.gguf").write_bytes(start)
+    with pytest.raises(gguf.GgufError, match="more values"):
+        gguf.read(str(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize("counts", [(3_000_000, 0), (0, 3_000_000), (2**63, 0)])
+def test_a_table_without_end_in_a_file_of_holes_is_not_read(tmp_path: Path, counts: tuple[int, int]) -> None:
+    path = tmp_path / "x.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, *counts))
+        file.truncate(1 << 37)
+    with pytest.raises(gguf.GgufError, match="more entries"):
+        gguf.read(str(path))
+
+
+def test_shards_that_are_one_file_are_named(tmp_path: Path, tiny: Path) -> None:
+    first = tiny.rename(tmp_path / "m-00001-of-00002.gguf")
+    (tmp_path / "m-00002-of-00002.gguf").symlink_to(first)
+    with pytest.raises(gguf.GgufError, match="in a shard before it"):
+        gguf.read(str(first))
 
 
 WHOLE = ggufs.header(*ggufs.latent(**LATENT))[0]
@@ -200,7 +268,7 @@ def test_any_damage_ends_in_words(place: int, byte: int, end: int) -> None:
         return data[start : start + count]
 
     try:
-        meta, tensors = gguf.read_header(fetch)
+        meta, tensors, _end = gguf.read_header(fetch)
         gguf.model_of(gguf.Gguf(meta, tensors, len(data), ["x.gguf"]), "x.gguf")
     except gguf.GgufError as error:
         assert "\n" not in str(error)
