@@ -55,6 +55,11 @@ class Progress:
         elif kind == "runner_on_start":
             with self._lock:
                 self.running[host] = (task_name(data), time.monotonic())
+        elif kind == "runner_retry" and (data.get("res") or {}).get("progress"):
+            # Work that goes on by itself on the host is asked for again and again, and says how far it is.
+            with self._lock:
+                _name, began = self.running.get(host, ("", time.monotonic()))
+                self.running[host] = (f"{task_name(data)}: {data['res']['progress']}", began)
         elif kind in ("runner_on_ok", "runner_on_failed", "runner_on_skipped", "runner_on_unreachable"):
             with self._lock:
                 name, began = self.running.pop(host, (task_name(data), time.monotonic()))

@@ -428,7 +428,13 @@ class _Group:
             },
             "placement": dict(row["placement"]),
             "context": dict(row["context"]),
-            "memory": {**row["memory"], "gpu_capacity": [c.memory for c in self._accelerators[name].cards]},
+            "memory": {
+                **row["memory"],
+                "gpu_capacity": [c.memory for c in self._accelerators[name].cards],
+                "gpu_compute_capability": [
+                    ".".join(map(str, c.capability or ())) for c in self._accelerators[name].cards
+                ],
+            },
             "capacity": dict(row["capacity"]),
             "sampling": dict(self.model.get("sampling", {})),
             "environment": dict(row["environment"]),

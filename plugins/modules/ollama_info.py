@@ -203,101 +203,31 @@ running:
 import platform
 import pwd
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import ollama as known
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import (
+    Unit,
+    environment_of,
+    last_words,
+    link_of,
+    listener,
+    read,
+    words_of,
+)
 
 UNIT_FOLDER = Path("/etc/systemd/system")
-MARK = "# Kept by dsprov"
 PRIVATE_FOLDERS = ("/root", "/home/", "/run/user/")
 DEVICE_GROUPS = ("video", "render")
-PROPERTIES = "LoadState,FragmentPath,DropInPaths,ActiveState,UnitFileState,MainPID,User,NRestarts"
 
 
 class RefusalError(Exception):
     """Something stands in the way; the message says what, where and how to mend it."""
-
-
-@dataclass
-class Unit:
-    """What systemd says about the service."""
-
-    exists: bool = False
-    path: str = ""
-    ours: bool = False
-    active: bool = False
-    enabled: bool = False
-    failed: bool = False
-    pid: int = 0
-    user: str = ""
-    restarts: int = 0
-    drop_ins: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, name: str) -> Unit:
-        """Ask systemd; a host without it counts as one without the unit."""
-        text = run(["systemctl", "show", name, "--property", PROPERTIES])
-        row = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        path = row.get("FragmentPath", "")
-        return cls(
-            exists=row.get("LoadState") == "loaded" and bool(path),
-            path=path,
-            ours=bool(path) and read(Path(path)).startswith(MARK),
-            active=row.get("ActiveState") == "active",
-            enabled=row.get("UnitFileState") == "enabled",
-            failed=row.get("ActiveState") == "failed",
-            pid=int(row.get("MainPID") or 0),
-            user=row.get("User", ""),
-            restarts=int(row.get("NRestarts") or 0),
-            drop_ins=row.get("DropInPaths", "").split(),
-        )
-
-    def row(self) -> dict[str, Any]:
-        """As the module returns it."""
-        keys = ("exists", "path", "ours", "active", "enabled", "pid", "drop_ins")
-        return {key: getattr(self, key) for key in keys}
-
-
-def run(command: Sequence[str]) -> str:
-    """Standard output of a command, empty when it cannot be run."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
-
-
-def read(path: Path) -> str:
-    """Text of a file, empty when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def words_of(path: Path) -> list[str]:
-    """The words of a file in /proc that are separated by zero bytes."""
-    return [word for word in read(path).split("\0") if word]
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """The environment that a process was started with."""
-    return dict(word.split("=", 1) for word in words_of(Path(f"/proc/{pid}/environ")) if "=" in word)
-
-
-def link_of(path: Path) -> str:
-    """Where a link leads, empty when it is none."""
-    try:
-        return str(path.readlink())
-    except OSError:
-        return ""
 
 
 def has_nvidia() -> bool:
@@ -306,26 +236,6 @@ def has_nvidia() -> bool:
         if read(device / "vendor").strip() == "0x10de" and read(device / "class").startswith("0x03"):
             return True
     return False
-
-
-def listener(port: int) -> tuple[int, str]:
-    """Process and program that listen on a TCP port; (0, '') when nobody does, (0, '?') when unknown."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in read(Path(table)).splitlines()[1:]:
-            part = line.split()
-            if len(part) > 9 and part[3] == "0A" and int(part[1].rsplit(":", 1)[1], 16) == port:
-                inodes.add(f"socket:[{part[9]}]")
-    if not inodes:
-        return 0, ""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            for handle in (process / "fd").iterdir():
-                if link_of(handle) in inodes:
-                    return int(process.name), read(process / "comm").strip()
-        except OSError:
-            continue
-    return 0, "?"
 
 
 class Look:
@@ -500,19 +410,14 @@ class Look:
                 said = "the service starts and falls over again"
                 break
             time.sleep(0.25)
-        raise RefusalError(f"{self.unit_name} is not healthy: {said}; its last words: {self.last_words()}")
-
-    def last_words(self) -> str:
-        """The end of the service's log on one line."""
-        text = run(
-            ["journalctl", f"_SYSTEMD_UNIT={self.unit_name}", "--lines=4", "--output=cat", "--no-pager"]
+        raise RefusalError(
+            f"{self.unit_name} is not healthy: {said}; its last words: {last_words(self.unit_name)}"
         )
-        return " | ".join(line.strip()[:300] for line in text.splitlines() if line.strip()) or "none"
 
     def verify(self) -> dict[str, Any]:
         """Compare the running server with what is wanted."""
         if not self.unit.active or not self.unit.pid:
-            raise RefusalError(f"{self.unit_name} does not run; its last words: {self.last_words()}")
+            raise RefusalError(f"{self.unit_name} does not run; its last words: {last_words(self.unit_name)}")
         faults = [
             f"{key} is {self.process.get(key, 'not set')!r}, not {value!r}"
             for key, value in self.environment.items()
@@ -556,7 +461,7 @@ class Look:
         message = ((answer.get("choices") or [{}])[0].get("message")) or {}
         text = str(message.get("content") or message.get("reasoning") or "").strip()
         if not text:
-            raise RefusalError(f"{spec.name} answered with nothing; {self.last_words()}")
+            raise RefusalError(f"{spec.name} answered with nothing; {last_words(self.unit_name)}")
         loaded = self._loaded(api, spec)
         runner = self._runner(spec, loaded)
         return {"model": spec.name, "answer": text, "seconds": round(seconds, 2), **loaded, **runner}

@@ -73,6 +73,11 @@ made:
   type: list
   elements: str
   returned: success
+renewed:
+  description: Names of the secrets that are new in the environment file, made or taken from their own file.
+  type: list
+  elements: str
+  returned: success
 changed_paths:
   description: Files that were written or whose owner or mode was set right.
   type: list
@@ -131,6 +136,7 @@ class Outcome:
     """What was found and done, without values."""
 
     made: list[str] = field(default_factory=list)
+    renewed: list[str] = field(default_factory=list)
     changed_paths: list[str] = field(default_factory=list)
     before: dict[str, str] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
@@ -220,6 +226,7 @@ class SecretsFile:
             if value is None:
                 value = secret.make()
                 self.outcome.made.append(secret.name)
+            self.outcome.renewed.append(secret.name)
             fresh[secret.name] = values[secret.name] = value
         if fresh:
             lines = [line for line in lines if line.partition("=")[0] not in fresh]
@@ -332,6 +339,7 @@ def main() -> None:
         changed=bool(outcome.changed_paths),
         path=module.params["path"],
         made=outcome.made,
+        renewed=outcome.renewed,
         changed_paths=outcome.changed_paths,
         diff={
             "before_header": module.params["path"],

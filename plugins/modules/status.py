@@ -85,10 +85,14 @@ def unit_state(unit: str) -> str:
     return done.stdout.strip() or "unknown"
 
 
-def http_json(url: str, timeout: int) -> Any:
-    """A JSON answer on loopback, by no proxy."""
+def http_json(url: str, timeout: int, key_file: str | None) -> Any:
+    """A JSON answer on loopback, by no proxy, with the key where the service has one."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=timeout) as answer:
+    request = urllib.request.Request(url)
+    if key_file:
+        with open(key_file, encoding="utf-8") as file:
+            request.add_header("Authorization", f"Bearer {file.read().strip()}")
+    with opener.open(request, timeout=timeout) as answer:
         return json.loads(answer.read() or b"null")
 
 
@@ -117,10 +121,15 @@ def look(service: dict[str, Any], timeout: int) -> dict[str, Any]:
                 return row
         if service["name"] == "docker":
             row["version"] = docker_get("/version", timeout)["Version"]
+        key_file = service.get("key_file")
         if "version_url" in service:
-            row["version"] = http_json(service["version_url"], timeout)["version"]
+            said = http_json(service["version_url"], timeout, key_file)
+            # llama.cpp's server tells its build, such as b11434-dsprov.
+            row["version"] = said["version"] if "version" in said else said["build_info"].split("-")[0]
         if "models_url" in service:
-            served = [model["id"] for model in http_json(service["models_url"], timeout)["data"] or []]
+            served = [
+                model["id"] for model in http_json(service["models_url"], timeout, key_file)["data"] or []
+            ]
             names = {name.removesuffix(":latest") for name in served}
             if service["model"].removesuffix(":latest") not in names:
                 row["detail"] = f"model {service['model']} is not served; install puts it back"

@@ -11,9 +11,10 @@ from . import mirror as mirrors
 from .artifacts import model
 from .artifacts.common import Artifact, Log
 from .engine import LabError
+from .hosts import CCACHE
 from .mirror import Mirror
 
-ARTIFACTS = ("ollama", "open_webui", "model")
+ARTIFACTS = ("ollama", "open_webui", "model", "llama_cpp")
 WEBUI_PATH = "ghcr.io/open-webui/open-webui"
 
 
@@ -48,7 +49,14 @@ def _model(cache: Path, _mirror: Mirror, log: Log) -> dict[str, Any]:
     return {}
 
 
-_FILL = {"ollama": _ollama, "open_webui": _open_webui, "model": _model}
+def _llama_cpp(cache: Path, _mirror: Mirror, log: Log) -> dict[str, Any]:
+    """The sources, and a compiler cache for all hosts: a second build takes seconds."""
+    made = build("llama_cpp", cache, log)
+    model.write_index(cache / "www", {str(made.extra["project"]): [(made.path, made.sha256)]})
+    return {"llama_cpp_ccache_dir": CCACHE}
+
+
+_FILL = {"ollama": _ollama, "open_webui": _open_webui, "model": _model, "llama_cpp": _llama_cpp}
 
 
 def base(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .engine import LABEL, NETWORK, ROLE, SPEC, LabError, Traits, docker
 USER = "integrator"
 RELEASES = {"debian-12": False, "debian-13": True}  # whether its systemd refuses cgroup v1
 DEFAULT = {"deb12": "debian-12", "deb13": "debian-13"}
+CCACHE = "/var/cache/lab-ccache"
 AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
 # What a site's installer would leave on a machine: a user, its key, the site's CA, its apt proxy. The unit
@@ -73,6 +74,11 @@ class Host:
     @property
     def container(self) -> str:
         return f"dsprov-lab-{self.project}-{self.name}"
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """Volumes that all projects have in common: what compilers made once is not made again."""
+        return {"dsprov-lab-ccache": CCACHE}
 
     @property
     def volumes(self) -> dict[str, str]:
@@ -143,11 +149,13 @@ def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> boo
         remove(host)
     for volume in host.volumes:
         docker("volume", "create", "--label", f"{LABEL}={host.project}", volume)
+    for volume in host.shared:
+        docker("volume", "create", "--label", f"{ROLE}=cache", volume)
     docker(
         *("run", "-d", "--name", host.container, "--hostname", host.name, "--network", NETWORK),
         *("--label", f"{LABEL}={host.project}", "--label", f"{ROLE}=host", "--label", f"{SPEC}={spec}"),
         *("--label", f"dsprov.lab.name={host.name}", "--label", f"dsprov.lab.release={host.release}"),
-        *(word for volume, path in host.volumes.items() for word in ("-v", f"{volume}:{path}")),
+        *(word for volume, path in {**host.volumes, **host.shared}.items() for word in ("-v", f"{volume}:{path}")),
         *options,
         image,
         "/sbin/init",
