@@ -13,6 +13,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import (
     Accelerators,
     Card,
     branch,
+    floor_of,
     meets,
 )
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems, human_bytes
@@ -33,6 +34,11 @@ MOST_SEQUENCES = 256
 DATA_MOUNT = "/var/lib/dsprov"
 # One concurrent request serves about ten named users (the rule of the appliances' price list).
 USERS_PER_REQUEST = 10
+
+
+def port_variable(engine: str) -> str:
+    """The role's input that chooses an engine's port."""
+    return "ollama_host" if engine == "ollama" else f"{engine}_port"
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,12 @@ class Situation:
     engine_name: str
     engine: Mapping[str, Any]
     problems: Problems
+
+    @property
+    def port(self) -> int:
+        """The port that the engine listens on: the wished one, or its own."""
+        wished = self.request.ports or {}
+        return int(wished.get(port_variable(self.engine_name), self.engine["port"]))
 
     @property
     def threads(self) -> int:
@@ -364,7 +376,7 @@ def _layer_trial(situation: Situation, name: str, variant: Mapping[str, Any]) ->
         command = commands.llama_server(
             path,
             request.model,
-            situation.engine["port"],
+            situation.port,
             fit,
             strategy=strategy,
             context=request.context_length,
@@ -396,7 +408,31 @@ def _layer_trial(situation: Situation, name: str, variant: Mapping[str, Any]) ->
         environment=environment,
         command=command,
     )
+    if "toolkits" in situation.engine:
+        row["build"] = _build(situation.engine["toolkits"], used)
     return Trial(name, tuple(found), row, fit.full)
+
+
+def _build(toolkits: Sequence[Mapping[str, Any]], cards: Sequence[Card]) -> dict[str, Any]:
+    """What an engine that is built on the host is built for: the cards that work, by a toolkit for them.
+
+    Where no toolkit suits the driver too, the first that knows the cards: the driver is reported by itself.
+    """
+    capabilities = sorted({card.capability for card in cards if card.capability})
+    if not cards:
+        return {"backend": "cpu", "cuda": "", "compute_capabilities": []}
+    knows = [
+        row
+        for row in toolkits
+        if all(floor_of(row["from"]) <= one <= floor_of(row["to"]) for one in capabilities)
+    ]
+    drivers = [have for have in (branch(card.driver) for card in cards) if have is not None]
+    suits = [row for row in knows if all(have >= row["driver"] for have in drivers)]
+    return {
+        "backend": "cuda",
+        "cuda": (suits or knows or toolkits)[0]["cuda"],
+        "compute_capabilities": [".".join(map(str, one)) for one in capabilities],
+    }
 
 
 def _by_card(situation: Situation, cards: Sequence[Card], sizes: Sequence[int]) -> list[int]:

@@ -23,6 +23,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import (
     candidates,
     gpu_memory,
     lost_card,
+    port_variable,
     tensor_row,
 )
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, named
@@ -431,12 +432,10 @@ class _Group:
             "memory": {
                 **row["memory"],
                 "gpu_capacity": [c.memory for c in self._accelerators[name].cards],
-                "gpu_compute_capability": [
-                    ".".join(map(str, c.capability or ())) for c in self._accelerators[name].cards
-                ],
             },
             "capacity": dict(row["capacity"]),
             "sampling": dict(self.model.get("sampling", {})),
+            **({"build": row["build"]} if "build" in row else {}),
             "environment": dict(row["environment"]),
             "command": list(row["command"]),
             "channel": request.channel,
@@ -510,7 +509,7 @@ class _Group:
     def _port_problems(self, name: str, engine_name: str) -> list[Problem]:
         """Ports that we need and somebody else holds."""
         request = self.request
-        ports = {f"{engine_name}_host": self.catalogue["engines"][engine_name]["port"]}
+        ports = {port_variable(engine_name): self.catalogue["engines"][engine_name]["port"]}
         if request.web_ui:
             ports["open_webui_port"] = WEB_UI_PORT
         wanted = {

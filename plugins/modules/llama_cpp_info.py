@@ -32,7 +32,7 @@ options:
     elements: str
     required: true
   cuda:
-    description: The CUDA toolkit to build with, as C(version) and C(path); empty for the CPU alone.
+    description: The CUDA toolkit to build with, as C(version), C(path) and C(stubs); empty for the CPU alone.
     type: dict
     default: {}
   capabilities:
@@ -219,7 +219,7 @@ class Look:
                 raise RefusalError(
                     f"llama.cpp {params['version']} has code for GPUs of compute capability "
                     f"{params['capability_floor']} and later, this host has {found}; set "
-                    "llama_cpp_backend to cpu, or name them in llama_cpp_cuda_capabilities"
+                    "llama_cpp_backend to cpu, or name them in cuda_toolkit_capabilities"
                 )
             root = params["cuda"]["path"]
             rpath.append(f"{root}/lib")

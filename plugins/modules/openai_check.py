@@ -45,7 +45,7 @@ options:
   max_tokens:
     description: Length of the answer.
     type: int
-    default: 16
+    default: 8
   fingerprint:
     description: How the C(system_fingerprint) of the answer has to begin, which names the engine's version.
     type: str
@@ -229,7 +229,7 @@ def main() -> None:
             "wait": {"type": "int", "default": 3600},
             "timeout": {"type": "int", "default": 600},
             "prompt": {"type": "str", "default": "What is the capital of France?"},
-            "max_tokens": {"type": "int", "default": 16},
+            "max_tokens": {"type": "int", "default": 8},
             "fingerprint": {"type": "str", "default": ""},
         },
         supports_check_mode=True,

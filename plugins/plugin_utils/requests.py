@@ -19,7 +19,7 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import 
 )
 
 # Role variables that the planner must know too, PORT or ADDRESS:PORT, for these ports must be free.
-PORT_VARIABLES = ("ollama_host", "open_webui_port")
+PORT_VARIABLES = ("ollama_host", "llama_cpp_port", "open_webui_port")
 
 
 def request_from(

@@ -155,7 +155,11 @@ def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> boo
         *("run", "-d", "--name", host.container, "--hostname", host.name, "--network", NETWORK),
         *("--label", f"{LABEL}={host.project}", "--label", f"{ROLE}=host", "--label", f"{SPEC}={spec}"),
         *("--label", f"dsprov.lab.name={host.name}", "--label", f"dsprov.lab.release={host.release}"),
-        *(word for volume, path in {**host.volumes, **host.shared}.items() for word in ("-v", f"{volume}:{path}")),
+        *(
+            word
+            for volume, path in {**host.volumes, **host.shared}.items()
+            for word in ("-v", f"{volume}:{path}")
+        ),
         *options,
         image,
         "/sbin/init",
