@@ -211,34 +211,23 @@ def _drivers(situation: Situation, cards: Sequence[Card]) -> list[Problem]:
             problem = problems.make("driver-too-old", found=card.driver, needs=needs, floor=floor)
             found += [problem] if problem not in found else []
     bare = sum(card.driver is None for card in cards)
-    if bare:
-        found += _silent_driver(situation, bare)
+    installed, error = silent_driver(situation.host)
+    if bare and not error:
+        found.append(problems.make("driver-missing", count=bare, floor=floor))
+    elif bare and (branch(installed) or floor) < floor:
+        needs = f"{situation.engine['title']} {situation.engine['version']}"
+        found.append(problems.make("driver-too-old", found=installed, needs=needs, floor=floor))
     return found
 
 
-def lost_card(host: Mapping[str, Any]) -> str | None:
-    """What the driver says of a card that it has lost while others answer, or None."""
-    error = str((host.get("nvidia") or {}).get("nvml_error") or "")
-    return error if error.startswith("card ") else None
+def silent_driver(host: Mapping[str, Any]) -> tuple[str, str]:
+    """The version of a driver that is installed and does not answer, and why not; both may be empty.
 
-
-def _silent_driver(situation: Situation, bare: int) -> list[Problem]:
-    """Why no driver answers for `bare` cards. That one of several is lost is the host's problem, not ours."""
-    problems, floor = situation.problems, situation.engine["driver"]
-    driver = situation.host.get("nvidia") or {}
-    error, library = driver.get("nvml_error"), driver.get("library_version")
-    if lost_card(situation.host):
-        return []
-    if not error:
-        return [problems.make("driver-missing", count=bare, floor=floor)]
-    # NVML's version is CUDA's before the driver's: 13.580.95.05. It names what the next boot will load.
-    installed = (library or "").partition(".")[2]
-    have = branch(installed)
-    if have is not None and have < floor:
-        needs = f"{situation.engine['title']} {situation.engine['version']}"
-        return [problems.make("driver-too-old", found=installed, needs=needs, floor=floor)]
-    module = driver.get("driver_version") or "-"
-    return [problems.make("driver-broken", detail=error, module=module, library=installed or "-")]
+    It is the library's, which names what the next boot should load.
+    """
+    driver = host.get("nvidia") or {}
+    # NVML's own version begins with CUDA's: 13.580.95.05.
+    return str(driver.get("library_version") or "").partition(".")[2], str(driver.get("nvml_error") or "")
 
 
 def _disk_bytes(situation: Situation, weights: int) -> int:

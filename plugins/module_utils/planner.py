@@ -22,11 +22,11 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import (
     attempt,
     candidates,
     gpu_memory,
-    lost_card,
     port_variable,
+    silent_driver,
     tensor_row,
 )
-from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, named
+from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, branch, named
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
 from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import KV_BYTES, kv_bytes_per_token
 from ansible_collections.dsprov.appliance.plugins.module_utils.sources import choose, file_sources
@@ -489,9 +489,7 @@ class _Group:
         found += [problems.make("gpu-vendor", gpu=gpu, vendor=vendor) for gpu, vendor in seen.foreign]
         if not seen.cards:
             return found
-        lost = lost_card(host)
-        if lost:
-            found.append(problems.make("gpu-lost", detail=lost))
+        found += self._silent_driver(name)
         if host.get("nvswitch") and len(seen.cards) > 1:
             found.append(problems.make("fabric-manager"))
         bare = any(not card.driver for card in seen.cards)
@@ -505,6 +503,20 @@ class _Group:
             if last and have > last:
                 found.append(problems.make("driver-too-new", found=card.driver, gpu=card.name, last=last))
         return found
+
+    def _silent_driver(self, name: str) -> list[Problem]:
+        """What is wrong where a driver is installed and does not answer for every card."""
+        host, problems = self.hosts[name], self._problems
+        installed, error = silent_driver(host)
+        if not error or all(card.driver is not None for card in self._accelerators[name].cards):
+            return []
+        if error.startswith("card "):  # The others answer.
+            return [problems.make("gpu-lost", detail=error)]
+        lowest = min(row["driver"] for row in self.catalogue["engines"].values())
+        if (branch(installed) or lowest) < lowest:
+            return []  # Too old for any engine, as each of them says.
+        module = host["nvidia"].get("driver_version") or "-"
+        return [problems.make("driver-broken", detail=error, module=module, library=installed or "-")]
 
     def _port_problems(self, name: str, engine_name: str) -> list[Problem]:
         """Ports that we need and somebody else holds."""

@@ -234,14 +234,13 @@ class LayerFit:
 
 def _spread(items: Sequence[int], room: Sequence[int]) -> list[int]:
     """How many of `items` each device takes, in order, each device as many as fit. Greedy is best here."""
-    counts, place = [], 0
+    counts, place, end = [], 0, len(items)
     for space in room:
-        used = taken = 0
-        while place < len(items) and used + items[place] <= space:
-            used += items[place]
-            taken += 1
+        begin = place
+        while place < end and items[place] <= space:
+            space -= items[place]
             place += 1
-        counts.append(taken)
+        counts.append(place - begin)
     return counts
 
 
@@ -330,11 +329,10 @@ def fit_layers(
             # a copy of the tensor that is worked on, and of its layer's cache.
             staged = int(max(map(max, weights.layers, weights.experts)) * LARGEST_TENSOR)
             staged += row if sum(counts) <= total else 0
-            tries = (
-                place([0] * first + [max(0, room[first] - staged), *room[first + 1 :]])
-                for first in range(len(cards))
-            )
-            counts, cpu_experts = max(tries, key=lambda tried: (sum(tried[0]), -tried[1]))
+            for first in range(len(cards)):
+                counts, cpu_experts = place([0] * first + [max(0, room[first] - staged), *room[first + 1 :]])
+                if counts[first]:  # Else it is too small for copies, and the next one is the first.
+                    break
     ngl = sum(counts)
     left = total + 1 - ngl
     rows = list(reversed(items(cpu_experts)))

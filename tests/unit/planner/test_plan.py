@@ -169,7 +169,8 @@ def test_machine(
 ) -> None:
     made = make(tier, host, **overrides)
     assert codes(made) == expected
-    errors = [code for code in expected if catalogue()["problems"][code].get("severity") != "warning"]
+    known = {code: catalogue()["problems"][code] for code in expected}
+    errors = [code for code, row in known.items() if "stage" not in row and row.get("severity") != "warning"]
     assert made["ok"] is not bool(errors)
     (row,) = made["hosts"]
     place = row["placement"]
