@@ -30,6 +30,8 @@ _RESULTS = {
     "dsprov.appliance.plan": "plan",
     "dsprov.appliance.status": "status",
     "dsprov.appliance.state": "document",
+    "dsprov.appliance.needs": "needs",
+    "dsprov.appliance.system": "facts",
 }
 
 

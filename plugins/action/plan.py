@@ -9,12 +9,21 @@ from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, digest, plan
 from ansible_collections.dsprov.appliance.plugins.module_utils.variables import INTERNAL, PREFIX
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, with_gguf
+from ansible_collections.dsprov.appliance.plugins.plugin_utils import bundle as bundles
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
+    catalogue,
+    problems,
+    with_gguf,
+)
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import (
     ControllerAction,
     refusal,
 )
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import PORT_VARIABLES, request_from
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import (
+    BUNDLE,
+    PORT_VARIABLES,
+    request_from,
+)
 
 
 class ActionModule(ControllerAction):
@@ -41,5 +50,22 @@ class ActionModule(ControllerAction):
             if request is None:
                 return refusal(found)
             requests[host] = request
-        made = plan(facts, next(iter(requests.values())), rows, requests)
+        first = next(iter(requests.values()))
+        if first.channel == BUNDLE:
+            rows = {**rows, "channels": {**rows["channels"], BUNDLE: _bundle_places(variables)}}
+        made = plan(facts, first, rows, requests)
         return {"plan": made, "digest": digest(made), "facts": facts}
+
+
+def _bundle_places(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The places of the run's bundle.
+
+    Raises:
+        ProblemError: variable-invalid where none is named; all that opening it may raise.
+    """
+    folders = bundles.split_folders(str(variables.get("dsprov_bundle", "")))
+    if not folders:
+        detail = "the channel is 'bundle', and no folder is named"
+        raise problems().error("variable-invalid", key="dsprov_bundle", detail=detail)
+    port = int(variables.get("dsprov_bundle_port", bundles.PORT))
+    return bundles.places(bundles.open_bundle(folders), port)

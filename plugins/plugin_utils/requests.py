@@ -20,6 +20,8 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import 
 
 # Role variables that the planner must know too, PORT or ADDRESS:PORT, for these ports must be free.
 PORT_VARIABLES = ("ollama_host", "llama_cpp_port", "open_webui_port")
+# The channel whose places are made from a bundle's manifest.
+BUNDLE = "bundle"
 
 
 def request_from(
@@ -45,6 +47,8 @@ def request_from(
         check(values["dsprov_mirrors"], definitions, "channel", "dsprov_mirrors")
     if found:
         return None, found
+    if values.get("dsprov_channel") == BUNDLE:
+        values.pop("dsprov_mirrors", None)  # With every other route closed no mirror is one.
     values.setdefault("dsprov_tier", "custom")
     if "dsprov_model" not in values:
         detail = "no model is chosen"

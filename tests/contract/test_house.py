@@ -103,6 +103,9 @@ OWN_NAMES = {
     "problems": 2,
 }
 
+# Keys of these are no fixed words either.
+FREE_KEYS = ("sampling", "registries", "variants", "files", "codenames", "python")
+
 
 def typos() -> list[tuple[str, tuple[Any, ...]]]:
     rows = []
@@ -112,8 +115,7 @@ def typos() -> list[tuple[str, tuple[Any, ...]]]:
         seen: set[tuple[Any, ...]] = set()
         for path in keys_of(document):
             own = len(path) == OWN_NAMES.get(part) and path[0] == part
-            free = any(word in path[:-1] for word in ("sampling", "registries", "variants", "files"))
-            free = free and path[-2] in ("sampling", "registries", "variants", "files")
+            free = any(word in path[:-1] for word in FREE_KEYS) and path[-2] in FREE_KEYS
             # The same key of another model, variant or file teaches nothing new.
             shape = (
                 part,

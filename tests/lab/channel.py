@@ -9,6 +9,7 @@ from typing import Any
 
 from . import mirror as mirrors
 from .artifacts import model
+from .artifacts.base import apt_sources
 from .artifacts.common import Artifact, Log
 from .engine import LabError
 from .hosts import CCACHE
@@ -63,9 +64,12 @@ def base(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
     """The variables that point dsprov at the mirror, whatever it holds; a small image is always there."""
     small = mirrors.busybox(cache, mirror, log)
     mirrors.push(mirror, str(small.extra["image"]), "library/busybox", small.version, log)
+    main, security = apt_sources()
     return {
         "dsprov_mirrors": {
             "pypi_index": f"{mirror.files}/simple",
+            "debian": mirror.through(main),
+            "debian_security": mirror.through(security),
             "registries": {"ghcr.io": f"{mirror.registry}/ghcr.io"},
             "registry_mirrors": [f"http://{mirror.registry}"],
             "insecure_registries": [mirror.registry],

@@ -102,6 +102,10 @@ class Mirror:
     def apt_proxy(self) -> str:
         return f"http://{self.address}:3142"
 
+    def through(self, archive: str) -> str:
+        """An apt archive's address by way of the apt cache."""
+        return f"{self.apt_proxy}/{archive.partition('://')[2]}"
+
 
 def _upstream_index() -> str:
     """This machine's Python index as a redirect target; one that holds credentials is not handed to hosts."""

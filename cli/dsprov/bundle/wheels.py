@@ -1,0 +1,122 @@
+"""Which wheels of a requirements file with digests suit a host: one a package, from a Python index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+from ansible_collections.dsprov.appliance.plugins.module_utils import wire
+from ansible_collections.dsprov.appliance.plugins.module_utils.simple_index import (
+    SIMPLE_JSON,
+    links_of_simple_page,
+)
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
+from dsprov.bundle.gather import Wanted
+
+# What manylinux promises stands for every glibc up to that of the oldest supported system (2.35).
+_GLIBC = 35
+_TIMEOUT = 60
+
+
+def rows(requirements: str, python: str, arch: str) -> Iterator[tuple[Requirement, frozenset[str]]]:
+    """The packages of a requirements file that apply to a Python, each with its digests."""
+    environment = {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "platform_machine": arch,
+        "platform_system": "Linux",
+        "sys_platform": "linux",
+        "os_name": "posix",
+    }
+    for line in re.sub(r"\\\n", " ", requirements).splitlines():
+        text = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not text or text.startswith("-"):
+            continue
+        requirement = Requirement(re.split(r"\s--hash=", text)[0].strip())
+        if requirement.marker is None or requirement.marker.evaluate(
+            {k: str(v) for k, v in environment.items()}
+        ):
+            yield requirement, frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", text))
+
+
+def tags(python: str, arch: str) -> dict[Tag, int]:
+    """The tags that a host takes, best first: tag to rank."""
+    major, _, minor = python.partition(".")
+    version = (int(major), int(minor))
+    platforms = [f"manylinux_2_{glibc}_{arch}" for glibc in range(_GLIBC, 4, -1)]
+    for glibc, old in ((17, "manylinux2014"), (12, "manylinux2010"), (5, "manylinux1")):
+        platforms.insert(platforms.index(f"manylinux_2_{glibc}_{arch}") + 1, f"{old}_{arch}")
+    platforms.append(f"linux_{arch}")
+    found = [
+        *cpython_tags(version, platforms=platforms),
+        *compatible_tags(version, interpreter=f"cp{major}{minor}", platforms=platforms),
+    ]
+    return {tag: rank for rank, tag in reversed(list(enumerate(found)))}
+
+
+def wanted(requirements: str, python: str, arch: str, index: str) -> list[Wanted]:
+    """One file for each package.
+
+    Raises:
+        ProblemError: bundle-source; a package has none of the files that its digests name, for this Python.
+    """
+    ranks = tags(python, arch)
+    found: list[Wanted] = []
+    for requirement, digests in rows(requirements, python, arch):
+        project = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        page = f"{index.rstrip('/')}/{project}/"
+        links = _links(page)
+        fitting = [
+            (rank, name, digest)
+            for name, (_url, digest) in links.items()
+            if digest in digests and (rank := _rank(name, ranks)) is not None
+        ]
+        if not fitting:
+            detail = f"{page} has no file for Python {python} among the digests of the requirements"
+            raise problems().error("bundle-source", name=str(requirement), detail=detail)
+        _, name, digest = min(fitting)
+        found.append(
+            Wanted(
+                path=f"wheels/{project}/{name}",
+                name=name,
+                sha256=str(digest),
+                bytes=0,
+                sources=(f"pypi:{project}/{name}",),
+                index=index,
+            )
+        )
+    return found
+
+
+def _links(page: str) -> dict[str, tuple[str, str | None]]:
+    """The files of a project's page: name to address and digest."""
+    line = wire.Line(wire.Route(page, {}), _TIMEOUT, _TIMEOUT)
+    try:
+        answer = line.get({"Accept": f"{SIMPLE_JSON}, text/html;q=0.5"})
+        if refusal := wire.refuse(answer):
+            raise refusal
+        at = line.route.target or line.route.url
+        return links_of_simple_page(answer.read(), answer.headers.get("Content-Type", ""), at)
+    except (OSError, ValueError, KeyError, wire.SourceError) as error:
+        raise problems().error("bundle-source", name=wire.shown(page), detail=error) from error
+    finally:
+        line.close()
+
+
+def _rank(name: str, ranks: dict[Tag, int]) -> int | None:
+    """How well a file suits; a source archive comes last, None does not suit."""
+    if name.endswith((".tar.gz", ".zip")):
+        return len(ranks)
+    try:
+        _name, _version, _build, own = parse_wheel_filename(name)
+    except InvalidWheelFilename:
+        return None
+    return min((ranks[tag] for tag in own if tag in ranks), default=None)
