@@ -18,22 +18,23 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action
 
 class ActionModule(ControllerAction):
     """Options: `folders`, `port`; `answer`, what the host got from the bundle's `/digest`; `system`, `arch`;
-    `needs`, as the roles noted them.
+    what is needed is the fact that the action needs left.
     """
 
     def decide(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         host = variables["inventory_hostname"]
         made = bundles.open_bundle(bundles.split_folders(self._task.args["folders"]))
-        return refusal([{**problem, "host": host} for problem in self._problems(made)])
+        needs = variables["ansible_facts"]["dsprov_needs"]
+        return refusal([{**problem, "host": host} for problem in self._problems(made, needs)])
 
-    def _problems(self, made: bundles.Bundle) -> Iterator[Problem]:
+    def _problems(self, made: bundles.Bundle, needs: Mapping[str, Any]) -> Iterator[Problem]:
         table, arguments = problems(), self._task.args
         system, arch = str(arguments["system"]), str(arguments["arch"])
         if system not in made.document["systems"] or arch != made.document["arch"]:
             there = ", ".join(f"{one} {made.document['arch']}" for one in made.document["systems"])
             yield table.make("bundle-system", found=f"{system} {arch}", there=there)
             return
-        lacking = list(_lacking(made, arguments["needs"], system, int(arguments["port"])))
+        lacking = list(_lacking(made, needs, system, int(arguments["port"])))
         if lacking:
             more = f" (+{len(lacking) - 3})" if len(lacking) > 3 else ""
             yield table.make("bundle-lacks", what=", ".join(lacking[:3]) + more)

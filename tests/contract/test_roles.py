@@ -110,6 +110,29 @@ def test_role_has_what_a_role_has(role: str) -> None:
     assert (folder / "README.md").is_file()
 
 
+def entered() -> set[str]:
+    """Roles that an install enters, the engines that it may choose among them."""
+    plays = load(ROOT / "playbooks" / "install.yml")
+    named = {str(row["role"]).rpartition(".")[2] for play in plays for row in play.get("roles", [])}
+    engines = load(ROOT / "catalog" / "engines.yml")["engines"]
+    return (named - {"preflight"}) | {name for name, row in engines.items() if row["provisioned"]}
+
+
+@pytest.mark.parametrize("role", sorted(entered()))
+def test_a_role_says_what_it_takes_from_outside(role: str) -> None:
+    """What it does not say is in no offline bundle; tasks/needs.yml of other roles show how."""
+    tasks = ROOT / "roles" / role / "tasks" / "needs.yml"
+    assert tasks.is_file(), f"{role}: add the entry point needs (docs/design.md)"
+    assert "needs" in specs(role)
+
+
+def test_a_bundle_asks_the_roles_that_an_install_enters() -> None:
+    asked = load(ROOT / "roles" / "preflight" / "vars" / "main.yml")["__preflight_needs"]
+    engines = load(ROOT / "catalog" / "engines.yml")["engines"]
+    for role in entered() - engines.keys():
+        assert f"'{role}'" in asked, f"{role}: add it to __preflight_needs"
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_main_is_a_table_of_contents(role: str) -> None:
     for task in load(ROOT / "roles" / role / "tasks" / "main.yml"):
