@@ -52,18 +52,20 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.wire import Sourc
 
 # A file up to this size is asked for at once, without ranges.
 SMALL = 4 * MIB
-# What one read asks for at least and at most; in between, a tenth of a second of the connection's rate.
-LEAST_READ, MOST_READ = 16 * 1024, 512 * 1024
-# A read of more than this waits until it is full, which costs less.
-CAREFUL_READ = 128 * 1024
+# What one read asks for at most.
+MOST_READ = 512 * 1024
+# A source that brought no more than this since it failed last got no further.
+LEAST_PROGRESS = 16 * 1024
 # A connection faster than this (bytes a second) needs no others beside it.
 FAST = 64 * MIB
 # The journal is written when this much came, or after so many seconds.
-JOURNAL_BYTES, JOURNAL_SECONDS = 64 * MIB, 2.0
+JOURNAL_BYTES, JOURNAL_SECONDS = 64 * MIB, 1.0
 # A server that asks for patience gets no more than this, in seconds.
 LONGEST_WAIT = 300.0
 # How often a server may say that it is busy before it counts as failed.
 BUSY_TRIES = 8
+# How often a connection that hangs beside lively ones is ended before its time.
+HURRIES = 50
 # Seconds over which the rate is taken.
 WINDOW = 10.0
 LEAST_STEAL = 2 * MOST_READ
@@ -129,6 +131,28 @@ class Limiter:
             return granted, max(0.0, self._next - now)
 
 
+def reopen(path: str, sha256: str, size: int, piece: int, prefixes: Sequence[str]) -> None:
+    """Make the damaged file `path` a part again, of which a fetch replaces only the pieces that are wrong.
+
+    sha256, size: of the whole file as it should be. piece, prefixes: as the fetch that brought it left them.
+    """
+    has = os.stat(path).st_size
+    state = Saved(
+        sha256,
+        size,
+        piece,
+        [[0, min(has, size), 0]] if has and size else [],
+        [{"key": "disk", "name": path, "validator": ""}],
+        list(prefixes),
+    )
+    os.truncate(path, size)
+    journal = Journal(path + ".part.journal")
+    journal.write(state)
+    journal.close()
+    os.replace(path, path + ".part")
+    fsync_directory(os.path.dirname(os.path.abspath(path)))
+
+
 @dataclass(eq=False)
 class _Claim:
     """A range that one connection fills: `at` moves from its beginning to `stop`."""
@@ -138,6 +162,9 @@ class _Claim:
     began: float
     # Everything from the beginning to whatever end, for a server that knows no ranges.
     whole: bool = False
+    line: wire.Line | None = None
+    moved: float = 0.0
+    hurried: bool = False
 
 
 class _Link:
@@ -150,6 +177,7 @@ class _Link:
         self.origin: int | None = None
         self.ranges: bool | None = None
         self.changes = 0
+        self.changed = 0.0
         self.banned = False
         self.suspect = False
         self.over: SourceError | None = None
@@ -236,7 +264,10 @@ class Fetcher:
         self._fatal: Exception | None = None
         self._expected: list[str] = []
         self._noted = 0
+        self._tail_mended = False
         self._stopped = False
+        # A source where this happens again and again is judged by `stall` alone.
+        self._hurries_left = HURRIES
         self._ended = False
         self._looked = 0.0
         self._shown = 0.0
@@ -402,9 +433,7 @@ class Fetcher:
             if not keep:
                 os.fdatasync(self._descriptor)
             elif self._coverage.bytes:
-                # A disk without room takes no journal either; what it had already stays.
-                with contextlib.suppress(OSError):
-                    self._save()
+                self._save_at_last()
             else:
                 self._discard()
         except OSError as error:
@@ -415,6 +444,22 @@ class Fetcher:
                 os.close(self._descriptor)
                 self._descriptor = -1
             self._journal.close()
+
+    def _save_at_last(self) -> None:
+        """Save what came, on a full disk too."""
+        try:
+            self._save()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                return  # The disk that ends the work has been told of already; its journal says what it can.
+            # The last bytes make room for the journal that vouches for all others.
+            with contextlib.suppress(OSError), self._lock:
+                end = self._coverage.rows[-1][1]
+                self._coverage.drop(end - MIB, end)
+                os.ftruncate(self._descriptor, end - MIB if end > MIB else 0)
+                os.ftruncate(self._descriptor, self._total or self._coverage.frontier())
+            with contextlib.suppress(OSError):
+                self._save(anew=True)
 
     def _discard(self) -> None:
         for path in (self.part, self._journal.path):
@@ -490,6 +535,8 @@ class Fetcher:
             self._report(force=True)
             return True
         text = f"sha256 is {got}, wanted {self.sha256}"
+        if self._mend_tail(total):
+            return False
         keys = {self._origins[origin]["key"] for origin in counted}
         if len(keys) > 1:
             # One of several sources gave other bytes than the rest: the smallest part is the cheapest doubt.
@@ -515,7 +562,28 @@ class Fetcher:
         for link in self._links:
             link.suspect = False
         self._forget(set(counted))
+        if self.size is None:
+            # What was wrong may have been the size.
+            self._total = None
         return False
+
+    def _mend_tail(self, total: int) -> bool:
+        """Drop the bytes behind the last prefix digest of an earlier run, once, where all those agree."""
+        first = total // self._piece * self._piece
+        with self._lock:
+            untouched = all(row[2] in self._kept for row in self._coverage.rows if row[1] > first)
+            if (
+                self._tail_mended
+                or len(self._expected) * self._piece != first
+                or not first < total
+                or not untouched
+            ):
+                return False
+            self._tail_mended = True
+        self._spoilt(first, total)
+        if self._follower:
+            self._follower.rewind(first)
+        return True
 
     def _forget(self, origins: set[int]) -> None:
         """Drop the bytes of `origins`, on disk too; who still writes some is refused."""
@@ -584,10 +652,25 @@ class Fetcher:
                 return
             if now < link.wait_until:
                 return
+            self._hurry(link, now)
             self._adapt(link, now)
             wanted = min(link.target, self._places(link)) - running
         for _ in range(max(0, wanted)):
             self._spawn(link)
+
+    def _hurry(self, link: _Link, now: float) -> None:
+        """End a connection that hangs beside others that do not, so that its range goes to one of them."""
+        if self._hurries_left <= 0 or not link.ranges:
+            return
+        patience = self.takeover / 2
+        lively = now - link.last_byte < patience / 4
+        for claim in self._claims:
+            alone = len(self._claims) == 1 and link.got > claim.stop - claim.at
+            hangs = not claim.hurried and now - claim.moved > patience
+            if claim.line and hangs and (lively or alone):
+                claim.hurried = True
+                self._hurries_left -= 1
+                claim.line.abort()
 
     def _rate(self, link: _Link) -> float:
         first, last = link.window[0], link.window[-1]
@@ -723,6 +806,7 @@ class Fetcher:
                 claim = self._claim(link)
                 if claim is None:
                     return
+                claim.line, claim.moved = line, time.monotonic()
                 try:
                     self._take(link, line, claim)
                 except _GoneError:
@@ -730,12 +814,14 @@ class Fetcher:
                 except FileError as error:
                     self._fatal = error
                     return
-                except SourceError as error:
+                except (SourceError, OSError, http.client.HTTPException, ValueError) as error:
                     line.close()
-                    self._strike(link, claim, error)
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    line.close()
-                    self._strike(link, claim, SourceError(wire.explain(error, self.stall), again=True))
+                    if claim.hurried:
+                        return
+                    problem = error if isinstance(error, SourceError) else None
+                    self._strike(
+                        link, claim, problem or SourceError(wire.explain(error, self.stall), again=True)
+                    )
                 finally:
                     self._release(claim)
                     self._turn.set()
@@ -764,7 +850,7 @@ class Fetcher:
                 return
             if claim.began < link.struck:
                 return  # The same trouble as another connection's.
-            grown = self._coverage.bytes > link.furthest + LEAST_READ
+            grown = self._coverage.bytes > link.furthest + LEAST_PROGRESS
             link.furthest = max(link.furthest, self._coverage.bytes)
             link.strikes = 1 if grown else link.strikes + 1
             link.struck = now
@@ -794,16 +880,23 @@ class Fetcher:
                 headers["If-Range"] = version
         response = line.get(headers)
         refusal = wire.refuse(response)
-        if response.status == 416 and self._total is None:
-            # All of it is here already, or its length is not what it was, or it is empty.
-            link.ranges = False
-            raise SourceError("answers 416", again=True)
+        if response.status == 416 and self.size is None and not link.changes:
+            # The file there is shorter than what is known of its size.
+            with self._layout:
+                link.changes += 1
+                self._forget(set(range(len(self._origins))))
+                self._total = None
+            raise SourceError(f"answers 416 to bytes from {claim.at} on", again=True)
         if refusal:
             raise refusal
         link.last_byte = time.monotonic()
         if response.status == 206 and not claim.whole:
             self._take_range(link, response, claim)
         elif response.status == 200:
+            if headers.get("If-Range") not in (None, wire.validator(response.headers)):
+                # Not the version that was asked for; the next request asks for ranges of this one.
+                self._origin(link, wire.validator(response.headers), claim.began)
+                raise _GoneError
             self._take_whole(link, response, claim)
         else:
             raise SourceError(f"answers {response.status} to a request without a range", again=True)
@@ -822,7 +915,7 @@ class Fetcher:
             link.ranges = False
             raise SourceError("does not say how long the file is", again=True)
         self._agree(link, total)
-        origin = self._origin(link, wire.validator(response.headers))
+        origin = self._origin(link, wire.validator(response.headers), claim.began)
         with self._lock:
             # Until the size was known, the range was a guess.
             claim.stop = min(claim.stop, total)
@@ -834,7 +927,7 @@ class Fetcher:
         """Read an answer that begins at the first byte; what is there already is read past."""
         total = wire.content_length(response.headers)
         self._agree(link, total)
-        origin = self._origin(link, wire.validator(response.headers))
+        origin = self._origin(link, wire.validator(response.headers), claim.began)
         with self._lock:
             if not claim.whole:
                 link.ranges = False
@@ -865,15 +958,25 @@ class Fetcher:
                 if self._follower is None or total is not None:
                     self._begin(total)
             elif total is not None and total != self._total:
-                raise SourceError(f"offers {total} bytes, wanted {self._total}")
+                if self.size is not None or link.changes:
+                    raise SourceError(f"offers {total} bytes, wanted {self._total}")
+                # Nobody knows the size beforehand, and another source or another version has another one.
+                link.changes += 1
+                self._forget(set(range(len(self._origins))))
+                self._begin(total)
 
-    def _origin(self, link: _Link, version: str) -> int:
-        """Return the number under which bytes of this version of the source's file are noted."""
+    def _origin(self, link: _Link, version: str, asked: float) -> int:
+        """Return the number under which bytes of this version of the source's file are noted.
+
+        asked: when the question was put whose answer said so.
+        """
         changed: set[int] = set()
         with self._lock:
             now = link.origin
             if now is not None and self._origins[now]["validator"] == version:
                 return now
+            if asked < link.changed:
+                raise _GoneError  # An answer from before the last change.
             for number, row in enumerate(self._origins):
                 if row["key"] != link.key or number in self._dead:
                     continue
@@ -891,6 +994,7 @@ class Fetcher:
             link.origin = new
         if held or now in changed:
             link.changes += 1
+            link.changed = time.monotonic()
             if link.changes > 2:
                 raise SourceError("the file there keeps changing")
             self._note(link.source.shown, "the file there changed; begun again", 0, 0.0)
@@ -900,10 +1004,9 @@ class Fetcher:
         self, link: _Link, response: http.client.HTTPResponse, claim: _Claim, origin: int, end: int | None
     ) -> None:
         """Write what an answer brings from `claim.at` on; `end` is where it should end."""
-        view = memoryview(bytearray(MOST_READ))
-        step, at = 4 * LEAST_READ, claim.at
+        at = claim.at
         while end is None or at < end:
-            room = min(step, (end if end is not None else 1 << 62) - at, claim.stop - at)
+            room = min(MOST_READ, (end if end is not None else 1 << 62) - at, claim.stop - at)
             if room <= 0:
                 return  # Another connection took the rest.
             room, delay = self.limiter.grant(room)
@@ -912,20 +1015,11 @@ class Fetcher:
                 delay -= 0.2
             if link is not self._link:
                 raise _GoneError
-            began = time.monotonic()
-            if step > CAREFUL_READ:
-                count = response.readinto(view[:room])
-                data = view[:count]
-            else:
-                # Gives what is there: nothing that came is lost when the rest does not.
-                data = memoryview(response.read1(room))
-                count = len(data)
-            if not count:
+            # Gives what is there: nothing that came is lost when the rest does not.
+            data = memoryview(response.read1(room))
+            if not data:
                 break
             at = self._store(link, claim, origin, data, at)
-            took = time.monotonic() - began
-            step = min(2 * room if count == room else step, MOST_READ)
-            step = max(LEAST_READ, min(step, int(count / max(took, 1e-6) / 10)))
         if end is not None and at < end:
             have = self._coverage.bytes
             raise SourceError(f"cut off at {have} of {self._total} bytes", again=True)
@@ -957,7 +1051,7 @@ class Fetcher:
             claim.at = end
             link.got += len(data)
             self.outcome.bytes_fetched += len(data)
-            link.last_byte = time.monotonic()
+            link.last_byte = claim.moved = time.monotonic()
             unsaved = self._coverage.bytes - self._noted
         if self._follower and not self._follower.more.is_set():
             self._follower.more.set()
@@ -975,7 +1069,7 @@ class Fetcher:
                 if self.size is not None and total != self.size:
                     raise SourceError(f"{path} has {total} bytes, wanted {self.size}")
                 self._agree(link, total)
-                origin = self._origin(link, f"{found.st_mtime_ns}-{found.st_ino}")
+                origin = self._origin(link, f"{found.st_mtime_ns}-{found.st_ino}", time.monotonic())
                 self._copy(link, source.fileno(), origin, total)
         except FileError as error:
             self._fatal = error

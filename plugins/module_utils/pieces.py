@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,29 @@ def piece_size(total: int) -> int:
     while size < LARGEST_PIECE and size * 256 <= total:
         size *= 2
     return size
+
+
+def first_damage(path: str, piece: int, prefixes: Sequence[str], sha256: str) -> tuple[int, int] | None:
+    """Read a file and return the first piece [first, end) whose bytes are not the wanted ones, or None.
+
+    piece, prefixes: as a fetch left them. Without prefixes the whole file is one piece. Later pieces can be
+    judged only when this one is mended, since each prefix digest vouches for all bytes before it.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(READ))
+    position = boundary = 0
+    with open(path, "rb", buffering=0) as handle:
+        for wanted in prefixes:
+            first, boundary = boundary, boundary + piece
+            while position < boundary and (count := handle.readinto(buffer[: boundary - position])):
+                digest.update(buffer[:count])
+                position += count
+            if position < boundary or digest.hexdigest() != wanted:
+                return first, boundary
+        while count := handle.readinto(buffer):
+            digest.update(buffer[:count])
+            position += count
+    return None if digest.hexdigest() == sha256 else (boundary, max(position, boundary))
 
 
 class Coverage:

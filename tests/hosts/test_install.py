@@ -37,7 +37,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     """Five moments over the length of an install, each further on than the one before."""
     inventory = lab.variant(tmp_path, hosts=(host,))
     command = [str(DSPROV), "install", "--tier", "demo", "-i", str(inventory)]
-    dice = random.Random(number.value)  # noqa: S311  no secret, and the same moments each time
+    dice = random.Random(number.value)
     moments = [(part + dice.random()) * LENGTH / KILLS for part in range(KILLS)]
     print("killed after", [round(moment) for moment in moments], "s")
     for moment in moments:
