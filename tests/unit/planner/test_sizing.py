@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import gguf, sizing
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
 from tests.fixtures import ggufs
 from tests.fixtures.machines import GIB
 
@@ -119,3 +120,27 @@ def test_amx_takes_more_memory_for_sums_of_blocks(tmp_path: Path) -> None:
     assert amx - plain == int((weights.output + sum(weights.layers)) * 4 / 144)
     # On a machine with GPUs weights stay as they are.
     assert place(row, variant, [GIB], flags=AMX).host == place(row, variant, [GIB], flags=AVX2).host
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "host", "bits"),
+    [
+        # ggml-org/llama.cpp#11861: CUDA0 model buffer size, CPU_Mapped model buffer size.
+        ("deepseek-r1:32b", 18508.35, 417.66, None),
+        # containers/ramalama#616: model size = 4.36 GiB (4.91 BPW).
+        ("deepseek-r1:7b", None, None, 4.91),
+        # gpustack/gpustack#1060: file size = 4.58 GiB (4.89 BPW).
+        ("deepseek-r1:8b", None, None, 4.89),
+    ],
+)
+def test_weights_of_the_catalogue_are_what_llama_cpp_logs(
+    name: str, device: float | None, host: float | None, bits: float | None
+) -> None:
+    known = catalogue()["models"][name]
+    weights = sizing.weights_of(known["variants"]["Q4_K_M"])
+    there = weights.output + sum(weights.layers)
+    if device is not None:
+        assert there / MIB == pytest.approx(device, abs=0.01)
+        assert weights.embedding / MIB == pytest.approx(host, abs=0.01)
+    if bits is not None:
+        assert (there + weights.embedding) * 8 / known["parameters"] == pytest.approx(bits, abs=0.005)
