@@ -33,10 +33,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
             return {**result, **seen}
         look = seen["look"]
         decision = rules.decide(facts, look, wishes, rows["nvidia"], rows["gpus"], problems())
-        found = [{**problem, "host": host} for problem in decision.problems]
+        found = [{**problems().at_install(problem), "host": host} for problem in decision.problems]
+        stopped = any(problem["severity"] == "error" for problem in found)
         resolution = rules.Resolution()
         lists: dict[str, Any] = {}
-        if decision.ok and decision.action == "install":
+        if not stopped and decision.action == "install":
             row = rows["nvidia"]["rows"][decision.row]
             resolution = rules.settled(decision, look, wishes, rows["nvidia"])
             lists = rules.lists(row, facts["os"], look["targets"])

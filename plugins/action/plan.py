@@ -21,7 +21,7 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action
 )
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import (
     BUNDLE,
-    PORT_VARIABLES,
+    ROLE_VARIABLES,
     request_from,
 )
 
@@ -44,7 +44,7 @@ class ActionModule(ControllerAction):
             ours = {
                 key: known[key]
                 for key in known
-                if (key.startswith(PREFIX) and key not in INTERNAL) or key in PORT_VARIABLES
+                if (key.startswith(PREFIX) and key not in INTERNAL) or key in ROLE_VARIABLES
             }
             request, found = request_from({**ours, **({"dsprov_model": name} if source else {})})
             if request is None:

@@ -16,6 +16,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import (
     floor_of,
     meets,
 )
+from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import Decision
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems, human_bytes
 
 # Docker, the engine's libraries (for llama.cpp also the CUDA toolkit and room to build in), in GB.
@@ -79,7 +80,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Situation:
-    """What an attempt is made with: the host, the wishes, the catalogue's rows."""
+    """What an attempt is made with: the host, the wishes, the catalogue's rows.
+
+    Attributes:
+        driver: what the role nvidia_driver makes of the host for this engine; None where it leaves it alone.
+    """
 
     host: Mapping[str, Any]
     accelerators: Accelerators
@@ -88,6 +93,7 @@ class Situation:
     engine_name: str
     engine: Mapping[str, Any]
     problems: Problems
+    driver: Decision | None = None
 
     @property
     def port(self) -> int:
@@ -204,6 +210,21 @@ def _common(
 def _drivers(situation: Situation, cards: Sequence[Card]) -> list[Problem]:
     problems, floor = situation.problems, situation.engine["driver"]
     found: list[Problem] = []
+    driver = situation.driver
+    lacking = [card for card in cards if card.driver is None or (branch(card.driver) or floor) < floor]
+    lost = silent_driver(situation.host)[1].startswith("card ")
+    if driver is not None and driver.action == "install" and lacking and not lost:
+        if not driver.ok:
+            return list(driver.problems)
+        said = problems.make(
+            "driver-install",
+            count=len(lacking),
+            branch=driver.branches[0],
+            flavour=driver.flavour,
+            source=driver.source,
+            more=" + fabric manager" if driver.fabric else "",
+        )
+        return [said, *driver.problems]
     for card in dict.fromkeys(cards):
         have = branch(card.driver)
         if have is not None and have < floor:

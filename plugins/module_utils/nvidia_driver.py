@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, The dsprov authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""Which NVIDIA driver a host gets, from where, or why none. Pure.
+"""Which NVIDIA driver a host gets, from where, or why none. Pure but for `key_enrolled`.
 
 Two steps, for what a repository holds is known only once it is listed: `decide` from what the host is, and
 `resolve` from the versions that apt knows.
@@ -9,14 +9,21 @@ Two steps, for what a repository holds is known only once it is listed: `decide`
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Card, Gpus, branch
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
 
+# What the role installed, and how far it came.
+RECEIPT = "/var/lib/dsprov/nvidia/driver.json"
+# Keys by which Debian's and Ubuntu's DKMS sign what they build.
+_KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 OPEN, PROPRIETARY = "open", "proprietary"
 # dpkg's states of a package that is neither there nor gone.
 HALF = {"half-installed", "unpacked", "half-configured", "triggers-awaited", "triggers-pending"}
@@ -102,6 +109,37 @@ class Decision:
         return made
 
 
+def key_enrolled() -> bool:
+    """Whether the firmware knows the key by which this host's DKMS signs."""
+    mokutil = shutil.which("mokutil")
+    for path in _KEYS if mokutil else ():
+        if os.path.exists(path):
+            done = subprocess.run(
+                [str(mokutil), "--test-key", path], capture_output=True, text=True, check=False
+            )
+            if "is already enrolled" in done.stdout:
+                return True
+    return False
+
+
+def seen_by_probe(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the facts alone tell of a driver, in the module's words: enough for a plan."""
+    nvidia = facts.get("nvidia") or {}
+    # NVML's version is CUDA's before the driver's: 13.580.95.05.
+    library = str(nvidia.get("library_version") or "").partition(".")[2]
+    answers = [gpu["driver_version"] for gpu in facts.get("gpus", []) if gpu.get("driver_version")]
+    version = next(iter(answers), "") or nvidia.get("driver_version") or library
+    if not version and nvidia.get("nvml_error"):
+        # Something of a driver is there, whatever it is.
+        version = "unknown"
+    return {
+        "packages": [],
+        "loaded": version,
+        "receipt": {"version": version} if nvidia.get("managed") else {},
+        "key_enrolled": bool(nvidia.get("key_enrolled")),
+    }
+
+
 def find(look: Mapping[str, Any]) -> Found:
     """The driver that is there, from what the module read."""
     receipt = look.get("receipt") or {}
@@ -164,9 +202,7 @@ def decide(
     if decision.ok and decision.action == "install":
         insecure = rules.secure_boot(decision, look)
         if insecure:
-            return Decision(
-                "install", found, decision.row, decision.source, problems=(*decision.problems, insecure)
-            )
+            return replace(decision, problems=(*decision.problems, insecure))
     return decision
 
 
@@ -319,7 +355,7 @@ class _Rules:
             or look.get("key_enrolled")
         ):
             return None
-        return self.problems.at_install(self.problems.make("secure-boot"))
+        return self.problems.make("secure-boot")
 
 
 # -- once apt knows the repository ------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import commands, sizing
+from ansible_collections.dsprov.appliance.plugins.module_utils import commands, nvidia_driver, sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import (
     Attempt,
     Situation,
@@ -73,6 +73,9 @@ class Request:
     channel: str = "upstream"
     mirrors: Mapping[str, Any] | None = None
     web_ui: bool = True
+    # `none` leaves drivers to their owner; what the role nvidia_driver is told beside that, as pairs.
+    nvidia_driver: str = "auto"
+    driver: tuple[tuple[str, Any], ...] = ()
     # Ports that roles will listen on where they were moved, by the role variable that moved them.
     ports: Mapping[str, int] | None = None
 
@@ -268,7 +271,10 @@ class _Group:
     @staticmethod
     def _key(host: Mapping[str, Any]) -> str:
         """What of a host an attempt depends on: equal hosts are tried once."""
-        keys = ("cpu", "memory_bytes", "disks", "gpus", "nvidia", "delivered_bytes", "nics")
+        keys = (
+            "os", "cpu", "memory_bytes", "disks", "gpus", "nvidia", "nvswitch", "secure_boot",
+            "delivered_bytes", "nics",
+        )  # fmt: skip
         return json.dumps({key: host.get(key) for key in keys}, sort_keys=True)
 
     def _situation(self, name: str, request: Request, engine: str) -> Situation:
@@ -279,6 +285,23 @@ class _Group:
             self.model,
             engine,
             self.catalogue["engines"][engine],
+            self._problems,
+            self._driver(name, request, self.catalogue["engines"][engine]["driver"]),
+        )
+
+    def _driver(self, name: str, request: Request, floor: int) -> nvidia_driver.Decision | None:
+        """What an install does about a host's driver; None where it is told to leave it, or nobody said."""
+        host = self.hosts[name]
+        said = all(card.driver != "" for card in self._accelerators[name].cards)
+        if request.nvidia_driver == "none" or not self._accelerators[name].cards or not said:
+            return None
+        wishes = nvidia_driver.Wishes(floor=floor, **dict(request.driver))
+        return nvidia_driver.decide(
+            host,
+            nvidia_driver.seen_by_probe(host),
+            wishes,
+            self.catalogue["nvidia"],
+            self.catalogue["gpus"],
             self._problems,
         )
 
@@ -435,6 +458,7 @@ class _Group:
             },
             "capacity": dict(row["capacity"]),
             "sampling": dict(self.model.get("sampling", {})),
+            "driver": self._driver_row(name, row, engine["driver"]),
             **({"build": row["build"]} if "build" in row else {}),
             "environment": dict(row["environment"]),
             "command": list(row["command"]),
@@ -453,6 +477,22 @@ class _Group:
             if engine not in seen:
                 why = _preference(self.model, self.catalogue)["why"]
                 yield {"engine": engine, "variant": "auto", "outcome": "passed", "reason": dict(why)}
+
+    def _driver_row(self, name: str, row: Mapping[str, Any], floor: int) -> dict[str, Any]:
+        """What the role nvidia_driver is to do: `install`, `keep`, or `none` where no card is used."""
+        made = self._driver(name, self.request, floor) if any(row["memory"]["gpu_bytes_per_device"]) else None
+        if made is None or made.action == "none":
+            return {"action": "none", "floor": floor}
+        if made.action == "keep":
+            return {"action": "keep", "floor": floor, "version": made.found.version}
+        return {
+            "action": "install",
+            "floor": floor,
+            "branch": made.branches[0] if made.branches else None,
+            "flavour": made.flavour,
+            "source": made.source,
+            "fabric_manager": made.fabric,
+        }
 
     # -- what is wrong with a host, whatever the engine --------------------------------------------
 
@@ -489,11 +529,14 @@ class _Group:
         found += [problems.make("gpu-vendor", gpu=gpu, vendor=vendor) for gpu, vendor in seen.foreign]
         if not seen.cards:
             return found
-        found += self._silent_driver(name)
-        if host.get("nvswitch") and len(seen.cards) > 1:
+        ours = self._driver(name, self.request, 0)
+        installs = ours is not None and ours.action == "install" and ours.ok
+        # One of ours that does not answer is mended by the install.
+        found += [one for one in self._silent_driver(name) if one["code"] == "gpu-lost" or not installs]
+        if host.get("nvswitch") and len(seen.cards) > 1 and not installs:
             found.append(problems.make("fabric-manager"))
         bare = any(not card.driver for card in seen.cards)
-        if bare and host.get("secure_boot"):
+        if bare and host.get("secure_boot") and ours is None:
             found.append(problems.make("secure-boot"))
         if bare and host.get("nouveau"):
             found.append(problems.make("nouveau-loaded"))

@@ -75,16 +75,17 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import files
-from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import signed_by
+from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import (
+    RECEIPT,
+    key_enrolled,
+    signed_by,
+)
 
 # Ours say what is missing in those of others, so they do not count among them.
 OWN_LISTS = "dsprov-nvidia"
-RECEIPT = ("nvidia", "driver.json")
 # Files of the .run installer, and where it wrote its version.
 RUNFILE_PROGRAMS = ("/usr/bin/nvidia-uninstall", "/usr/local/bin/nvidia-uninstall")
 RUNFILE_LOG = "/var/log/nvidia-installer.log"
-# Keys by which Debian's and Ubuntu's DKMS sign what they build.
-KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 _TARGET = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SOURCESENTRY)"
 
 
@@ -199,22 +200,10 @@ def available(names: list[str]) -> dict[str, list[str]]:
     return rows
 
 
-def key_enrolled() -> bool:
-    """Whether the firmware knows the key by which this host's DKMS signs."""
-    for path in KEYS:
-        if os.path.exists(path):
-            done = subprocess.run(
-                ["mokutil", "--test-key", path], capture_output=True, text=True, check=False
-            )
-            if "is already enrolled" in done.stdout:
-                return True
-    return False
-
-
 def look(names: list[str], kernel: str) -> dict[str, Any]:
     """What the host has and could have."""
     rows = packages()
-    receipt = files.load_json(files.data_path(*RECEIPT))
+    receipt = files.load_json(RECEIPT)
     if not receipt:
         origins(rows)
     # A run of ours that was cut off left its file; any other is the owner's.
@@ -228,7 +217,7 @@ def look(names: list[str], kernel: str) -> dict[str, Any]:
         "kernels": kernels(),
         "targets": targets(),
         "available": available(names),
-        "key_enrolled": bool(shutil.which("mokutil")) and key_enrolled(),
+        "key_enrolled": key_enrolled(),
         "initramfs": bool(shutil.which("update-initramfs", path="/usr/sbin:/sbin")),
         "no_autoinstall": os.path.exists("/etc/dkms/no-autoinstall") and not half_done,
         "holds": sorted(row["name"] for row in rows if row["want"] == "hold"),

@@ -72,6 +72,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import devices, nvml
+from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import RECEIPT, key_enrolled
 
 MAKERS = {"nvidia": "NVIDIA", "amd": "AMD", "huawei": "Huawei", "hygon": "Hygon"}
 # The flags that engines choose their code by.
@@ -219,13 +220,16 @@ def gpus(functions: list[devices.Function], reading: nvml.Reading) -> list[dict[
 
 
 def nvidia(reading: nvml.Reading) -> dict[str, Any]:
-    """The driver as a whole: what is loaded, and why it does not answer where it does not."""
+    """The driver as a whole: what is loaded, why it does not answer where it does not, whose it is."""
+    managed = os.path.exists(RECEIPT)
     return {
         # The kernel knows the module's version even where the library beside it is another one's.
         "driver_version": reading.driver_version or read("/sys/module/nvidia/version").strip() or None,
         "library_version": reading.library_version,
         "cuda_version": reading.cuda_version,
         "nvml_error": reading.error,
+        "managed": managed,
+        "key_enrolled": secure_boot() is True and key_enrolled(),
     }
 
 

@@ -22,6 +22,11 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import 
 PORT_VARIABLES = ("ollama_host", "llama_cpp_port", "open_webui_port")
 # The channel whose places are made from a bundle's manifest.
 BUNDLE = "bundle"
+# What the role nvidia_driver is told: the plan says what comes of it.
+DRIVER_VARIABLES = tuple(
+    f"nvidia_driver_{name}" for name in ("source", "branch", "version", "flavour", "existing")
+)
+ROLE_VARIABLES = PORT_VARIABLES + DRIVER_VARIABLES
 
 
 def request_from(
@@ -42,6 +47,18 @@ def request_from(
                 ports[key] = int(text)
             else:
                 found.append(problems().make("variable-invalid", key=key, detail=f"{text!r} is not a port"))
+    driver: list[tuple[str, Any]] = []
+    for key in DRIVER_VARIABLES:
+        if key in variables:
+            wish: Any = str(variables[key])
+            if key.endswith("_branch"):
+                if not (wish.isascii() and wish.isdecimal() and len(wish) < 6):
+                    found.append(
+                        problems().make("variable-invalid", key=key, detail=f"{wish!r} is no driver branch")
+                    )
+                    continue
+                wish = int(wish)
+            driver.append((key.removeprefix("nvidia_driver_"), wish))
     if "dsprov_mirrors" in values:
         definitions = read_yaml(CATALOG / "schema" / "catalog.yml")
         check(values["dsprov_mirrors"], definitions, "channel", "dsprov_mirrors")
@@ -53,4 +70,4 @@ def request_from(
     if "dsprov_model" not in values:
         detail = "no model is chosen"
         return None, [problems().make("variable-invalid", key="dsprov_model", detail=detail)]
-    return Request.from_variables({**values, "dsprov_ports": ports}), []
+    return Request.from_variables({**values, "dsprov_ports": ports, "dsprov_driver": tuple(driver)}), []

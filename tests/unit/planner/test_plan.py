@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,8 +27,9 @@ def codes(made: dict[str, Any]) -> list[str]:
     return sorted(problem["code"] for problem in made["problems"])
 
 
-def make(tier: str, host: dict[str, Any], **overrides: Any) -> dict[str, Any]:
-    return plan({"schema": 1, "hosts": {"gpu01": host}}, request_for(tier, **overrides), catalogue())
+def make(tier: str, host: dict[str, Any], driver: Any = (), **overrides: Any) -> dict[str, Any]:
+    request = replace(request_for(tier, **overrides), driver=driver)
+    return plan({"schema": 1, "hosts": {"gpu01": host}}, request, catalogue())
 
 
 # -- machines ------------------------------------------------------------------------------------
@@ -59,7 +61,8 @@ MACHINES = [
     ("basic", machine(gpus=[{"vendor": "nvidia", "name": "NVIDIA device 0x2684"}]), {}, [], 28),
     ("basic", machine(gpus=[{"vendor": "nvidia", "name": "x", "pci_id": "2684"}]), {}, [], 28),
     ("basic", machine(gpus=[{"vendor": "nvidia", "name": "x", "pci_id": "10de:2684"}]), {}, [], 28),
-    ("basic", machine(gpus=cards(1, driver_version=None)), {}, ["driver-missing"], 28),
+    ("basic", machine(gpus=cards(1, driver_version=None)), {}, ["driver-install"], 28),
+    ("basic", machine(gpus=cards(1, driver_version=None)), {"nvidia_driver": "none"}, ["driver-missing"], 28),
     ("basic", machine(gpus=cards(1, driver_version="470.1")), {}, ["driver-too-old"], 28),
     # A driver that is there and does not answer is not a driver that is missing.
     (
@@ -73,7 +76,7 @@ MACHINES = [
     ("basic", silent("NVML gave no answer in 20 s"), {}, ["driver-broken"], 28),
     ("basic", silent("Driver Not Loaded (9)", library="11.470.256.02"), {}, ["driver-too-old"], 28),
     ("basic", silent("card 1: GPU is lost (15)", library="13.580.95.05"), {}, ["gpu-lost"], 28),
-    ("basic", silent(None), {}, ["driver-missing"], 28),
+    ("basic", silent(None), {}, ["driver-install"], 28),
     # A lost card is said even where the plan needs only the others.
     (
         "basic",
@@ -510,3 +513,47 @@ def test_catalogue_is_left_as_it_was() -> None:
 def test_every_engine_that_is_provisioned_has_a_cache_size_for_each_type() -> None:
     for row in catalogue()["engines"].values():
         assert set(row["kv_cache_types"]) <= set(planner.KV_BYTES)
+
+
+UBUNTU = {"id": "ubuntu", "version_id": "22.04", "arch": "x86_64"}
+BARE = {"driver_version": None}
+DRIVERS = [
+    # host, overrides -> action, what else the row says, problems
+    (machine(gpus=cards(2, **BARE)), {}, "install", {"branch": 580, "flavour": "open", "source": "nvidia"},
+     ["driver-install"]),
+    (machine(os=UBUNTU, gpus=cards(2, **BARE)), {}, "install", {"branch": 580, "source": "distribution"},
+     ["driver-install"]),
+    (machine(gpus=cards(2, **BARE)), {"driver": (("source", "distribution"),)}, "install", {"branch": None},
+     ["driver-source"]),
+    (machine(gpus=cards(2, **BARE)), {"nvidia_driver": "none"}, "none", {}, ["driver-missing"]),
+    (machine(gpus=cards(2, driver_version="580.95.05")), {}, "keep", {"version": "580.95.05"}, []),
+    (machine(gpus=cards(2, driver_version="535.1")), {}, "keep", {"version": "535.1"}, ["driver-too-old"]),
+    (machine(gpus=cards(2, driver_version="535.1.2")), {"driver": (("existing", "replace"),)}, "install",
+     {"branch": 580}, ["driver-install"]),
+    # One that an earlier run installed is ours to exchange, and to look after.
+    (machine(gpus=cards(2, driver_version="535.1.2"), nvidia={"managed": True}), {}, "install",
+     {"branch": 580}, ["driver-install"]),
+    (machine(gpus=cards(2, driver_version="580.95.05"), nvidia={"managed": True}), {}, "install", {}, []),
+    # Fabric manager comes with the driver, so nobody needs to be told of it.
+    (machine(gpus=cards(2, **BARE), nvswitch=True), {}, "install", {"fabric_manager": True},
+     ["driver-install"]),
+    (machine(gpus=cards(2, **BARE), secure_boot=True), {}, "install", {}, ["driver-install", "secure-boot"]),
+    (machine(os=UBUNTU, gpus=cards(2, **BARE), secure_boot=True), {}, "install", {}, ["driver-install"]),
+    (machine(gpus=cards(2, **BARE), secure_boot=True, nvidia={"key_enrolled": True}), {}, "install", {},
+     ["driver-install"]),
+    # People who write facts and say nothing of drivers mean nothing by it.
+    (machine(gpus=cards(2)), {}, "none", {}, []),
+    (machine(), {}, "none", {}, ["cpu-only"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("host", "overrides", "action", "more", "expected"), DRIVERS)
+def test_driver(
+    host: dict[str, Any], overrides: dict[str, Any], action: str, more: dict[str, Any], expected: list[str]
+) -> None:
+    made = make("basic", host, **overrides)
+    row = made["hosts"][0]["driver"]
+    assert codes(made) == expected
+    assert row["action"] == action
+    assert row | more == row
+    assert row["floor"] == catalogue()["engines"][made["engine"]]["driver"]
