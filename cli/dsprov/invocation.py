@@ -144,5 +144,7 @@ def ansible_environment(invocation: Invocation) -> dict[str, str]:
         **invocation.environment,
         "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '/usr/bin:/bin')}",
         "LC_ALL": "C.UTF-8",
+        # Long work tells how it goes every few seconds: `Progress` shows it in place.
+        "DSPROV_PROGRESS": "1",
         "HOME": os.environ.get("HOME") or str(state_dir()),
     }

@@ -6,8 +6,11 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
+from ansible_collections.dsprov.appliance.plugins.module_utils.store import duration, read_progress
 from dsprov.runner import task_name
 from dsprov.words import say, t
 
@@ -28,6 +31,8 @@ class Progress:
         self.terminal = sys.stderr.isatty() and not verbose
         self.start = time.monotonic()
         self.running: dict[str, tuple[str, float]] = {}
+        # How far each host's weights have come, in words.
+        self.weights: dict[str, str] = {}
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._tick, daemon=True)
@@ -48,7 +53,9 @@ class Progress:
                 say(event["stdout"].replace("\r\n", "\n"))
             return
         host = data.get("host", "")
-        if kind == "playbook_on_play_start":
+        if kind == "verbose":
+            self._weights(event.get("stdout") or "")
+        elif kind == "playbook_on_play_start":
             stage = STAGES.get(data.get("play", ""))
             if stage:
                 self._line(f"{self._elapsed()} {t(*stage)}")
@@ -63,6 +70,7 @@ class Progress:
         elif kind in ("runner_on_ok", "runner_on_failed", "runner_on_skipped", "runner_on_unreachable"):
             with self._lock:
                 name, began = self.running.pop(host, (task_name(data), time.monotonic()))
+                self.weights.pop(host, None)
             took = time.monotonic() - began
             result = data.get("res") or {}
             if kind == "runner_on_ok" and result.get("changed"):
@@ -72,6 +80,14 @@ class Progress:
             elif kind == "runner_on_unreachable":
                 self._line(f"        {host}  {t('UNREACHABLE', '无法连接')}")
 
+    def _weights(self, text: str) -> None:
+        """Take note of how far a host's weights have come."""
+        found = read_progress(text)
+        if found:
+            host, status = found
+            with self._lock:
+                self.weights[host] = weights_line(status)
+
     def _tick(self) -> None:
         """Shows what runs now: every half second on a terminal, now and then elsewhere."""
         told = time.monotonic()
@@ -80,7 +96,10 @@ class Progress:
                 running = sorted(self.running.items())
             now = time.monotonic()
             if self.terminal and running:
-                parts = [f"{host}: {name} {now - began:.0f} s" for host, (name, began) in running]
+                parts = [
+                    f"{host}: {self.weights.get(host) or f'{name} {now - began:.0f} s'}"
+                    for host, (name, began) in running
+                ]
                 width = shutil.get_terminal_size().columns - 1
                 line = f"{self._elapsed()} {' | '.join(parts)}"
                 sys.stderr.write("\r\x1b[K" + line[:width])
@@ -89,7 +108,8 @@ class Progress:
                 told = now
                 for host, (name, began) in running:
                     if now - began >= HEARTBEAT_SECONDS / 2:
-                        self._line(f"        {host}  {t('working', '进行中')}  {name}{_seconds(now - began)}")
+                        what = self.weights.get(host) or f"{name}{_seconds(now - began)}"
+                        self._line(f"        {host}  {t('working', '进行中')}  {what}")
 
     def _line(self, text: str) -> None:
         self._clear()
@@ -107,3 +127,19 @@ class Progress:
 
 def _seconds(count: float) -> str:
     return f" ({count:.0f} s)" if count >= 1 else ""
+
+
+def weights_line(status: Mapping[str, Any]) -> str:
+    """How far weights have come, for people: bytes, rate, time left, and where from."""
+    done, total, rate = (int(status[key]) for key in ("done", "total", "rate"))
+    words = [f"{human_bytes(done)} / {human_bytes(total)} ({100 * done // total if total else 0} %)"]
+    if status["state"] == "checking":
+        words.append(t("checking what is there", "正在校验已有内容"))
+    else:
+        words.append(f"{human_bytes(rate)}/s")
+        if rate and total > done:
+            left = duration((total - done) / rate)
+            words.append(t(f"{left} left", f"剩余 {left}"))
+        if status["source"]:
+            words.append(t(f"from {status['source']}", f"来自 {status['source']}"))
+    return ", ".join(words)

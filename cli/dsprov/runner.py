@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ansible_collections.dsprov.appliance.plugins.module_utils.store import progress_line, read_progress
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
 from dsprov.invocation import Invocation, ansible_environment, log_path
 from dsprov.paths import runtime_dir
@@ -23,6 +24,7 @@ Event = dict[str, Any]
 Watch = Callable[[Event], None]
 
 KEPT_LOGS = 50
+PROGRESS_SECONDS = 60.0
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Results that the command line hands on: the task's action, and the key of the result that matters.
 _RESULTS = {
@@ -97,15 +99,16 @@ class Recorder:
         self.watch = watch
         self.no_hosts = False
         self.said: list[str] = []
+        self._told: dict[str, float] = {}
 
     def __call__(self, event: Event) -> bool:
         """ansible-runner's event handler; False keeps it from writing a file an event."""
         text = _ANSI.sub("", event.get("stdout") or "")
-        if text:
-            self.log.write(text.replace("\r\n", "\n") + "\n")
+        if kept := self._for_log(text):
+            self.log.write(kept.replace("\r\n", "\n") + "\n")
             self.log.flush()
         kind, data = event["event"], event.get("event_data") or {}
-        if kind in ("verbose", "error") and text:
+        if kind in ("verbose", "error") and kept:
             self.said.append(text)
         elif kind == "playbook_on_no_hosts_matched":
             self.no_hosts = True
@@ -115,6 +118,17 @@ class Recorder:
             self._host_event(kind, data)
         self.watch(event)
         return False
+
+    def _for_log(self, text: str) -> str:
+        """Of what weights have come the log gets a line a minute; the terminal shows it every few seconds."""
+        found = read_progress(text)
+        if not found:
+            return text
+        host, now = found[0], time.monotonic()
+        if now - self._told.get(host, -PROGRESS_SECONDS) < PROGRESS_SECONDS:
+            return ""
+        self._told[host] = now
+        return progress_line(*found)
 
     def _host_event(self, kind: str, data: dict[str, Any]) -> None:
         host = self.outcome.hosts.setdefault(data["host"], HostOutcome())

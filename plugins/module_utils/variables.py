@@ -61,6 +61,8 @@ def convert(value: Any, kind: str, choices: list[str] | None = None) -> Any:
     """
     shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
     if kind == "str":
+        if isinstance(value, bool) and choices:  # YAML reads a bare `off` as a truth value.
+            value = {True: "on", False: "off"}[value]
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{shown} is not text")
         if choices and value not in choices:

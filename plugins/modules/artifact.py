@@ -145,7 +145,6 @@ bytes_fetched:
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import select
@@ -156,7 +155,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files
+from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, wheels
 
 TREE_RECEIPT = ".dsprov-receipt.json"
 
@@ -295,36 +294,11 @@ class Artifact:
         return os.path.join(folder, f".{base}.dsprov-{suffix}")
 
     def _take_member(self, archive: str) -> str:
-        part = self._sibling("member")
-        digest = hashlib.sha256()
-        try:
-            with zipfile.ZipFile(archive) as package:
-                try:
-                    row = package.getinfo(self.member or "")
-                except KeyError:
-                    raise files.FileError(f"{self.name}: the archive has no member {self.member}") from None
-                files.need_space(part, row.file_size, f"{self.name}: {self.member}")
-                with package.open(row) as source, open(part, "wb") as target:
-                    while block := source.read(files.CHUNK):
-                        digest.update(block)
-                        target.write(block)
-                    target.flush()
-                    os.fsync(target.fileno())
-            got = digest.hexdigest()
-            if self.member_sha256 and got != self.member_sha256:
-                raise files.FileError(
-                    f"{self.name}: sha256 of member {self.member} is {got}, wanted {self.member_sha256}; "
-                    "correct the catalogue row"
-                )
-            os.chmod(part, 0o644)
-            os.replace(part, self.path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
-            raise
-        files.fsync_directory(os.path.dirname(os.path.abspath(self.path)))
-        self._write_receipt(got)
-        return got
+        digest = wheels.take_member(
+            self.name, archive, self.member or "", self.path, self._sibling("member"), self.member_sha256
+        )
+        self._write_receipt(digest)
+        return digest
 
     def _unpack(self, archive: str, unpack: dict[str, Any]) -> str:
         tree = self._sibling("new")

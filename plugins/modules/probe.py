@@ -57,6 +57,7 @@ ansible_facts:
 """
 
 import concurrent.futures
+import contextlib
 import glob
 import http.client
 import json
@@ -89,6 +90,7 @@ ASK_BYTES = 256 * 1024
 # Units and containers of ours, as named in docs/architecture.
 OUR_UNITS = ("dsprov-", "ollama.service")
 STATE = "/etc/dsprov/state.json"
+MODELS = "/var/lib/dsprov/models"
 DROP_IN = "/etc/systemd/system/ollama.service.d/dsprov.conf"
 
 
@@ -306,13 +308,18 @@ def is_ours(pid: int) -> bool:
 
 
 def delivered_bytes() -> int:
-    """What earlier runs have already put on the disk."""
-    if not os.path.exists(STATE):
-        return 0
+    """What earlier runs have already put on the disk; weights also where they have come in part."""
     try:
-        return int(json.loads(read(STATE)).get("disk_bytes", 0))
+        finished = int(json.loads(read(STATE)).get("disk_bytes", 0)) if os.path.exists(STATE) else 0
     except (ValueError, TypeError, AttributeError):
-        return 0
+        finished = 0
+    weights = 0
+    for folder, _folders, names in os.walk(MODELS):
+        for name in names:
+            # A part has its full size from the beginning: what it takes on the disk is what has come.
+            with contextlib.suppress(OSError):
+                weights += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return max(finished, weights)
 
 
 def answer_times(endpoints: dict[str, dict[str, str]]) -> dict[str, dict[str, float | None]]:
