@@ -247,6 +247,7 @@ class Fetcher:
         self._journal = Journal(self.part + ".journal")
         self._lock = threading.Lock()
         self._layout = threading.Lock()
+        self._notes = threading.Lock()
         self._turn = threading.Event()
         self._saver_turn = threading.Event()
         self._coverage = Coverage()
@@ -334,7 +335,8 @@ class Fetcher:
         # A part has its full size from the beginning, so only the journal says what is in it.
         fits = saved.sha256 == self.sha256 and (self.size is None or saved.size in (None, self.size))
         fits = fits and (has == saved.size if saved.size is not None else True)
-        rows = [row for row in saved.there if row[1] <= has] if fits else []
+        limit = has if self.size is None else min(has, self.size)
+        rows = [row for row in saved.there if row[1] <= limit] if fits else []
         if rows:
             self._coverage = Coverage(rows)
             self._origins = saved.origins
@@ -686,8 +688,10 @@ class Fetcher:
             link.measured = (now, link.got)
             return
         began, got = link.measured
-        if now - began < 0.5:
+        if now - began < 0.3:
             return
+        if link.most < link.most_at_first and now - link.struck > 30.0:
+            link.most, link.struck = link.most * 2, now
         rate = (link.got - got) / (now - began)
         link.measured = (now, link.got)
         if link.trial:
@@ -873,8 +877,9 @@ class Fetcher:
     def _take(self, link: _Link, line: wire.Line, claim: _Claim) -> None:
         """Ask for a range and fill it. Raises SourceError, OSError, HTTPException, FileError."""
         headers: dict[str, str] = {}
+        asked = claim.stop  # Another connection may take the second half before the answer is here.
         if not claim.whole:
-            headers["Range"] = f"bytes={claim.at}-{claim.stop - 1}"
+            headers["Range"] = f"bytes={claim.at}-{asked - 1}"
             version = self._origins[link.origin]["validator"] if link.origin is not None else ""
             if version:
                 headers["If-Range"] = version
@@ -891,7 +896,7 @@ class Fetcher:
             raise refusal
         link.last_byte = time.monotonic()
         if response.status == 206 and not claim.whole:
-            self._take_range(link, response, claim)
+            self._take_range(link, response, claim, asked)
         elif response.status == 200:
             if headers.get("If-Range") not in (None, wire.validator(response.headers)):
                 # Not the version that was asked for; the next request asks for ranges of this one.
@@ -903,9 +908,9 @@ class Fetcher:
         if not response.isclosed():
             line.close()
 
-    def _take_range(self, link: _Link, response: http.client.HTTPResponse, claim: _Claim) -> None:
+    def _take_range(self, link: _Link, response: http.client.HTTPResponse, claim: _Claim, asked: int) -> None:
         said = wire.content_range(response.headers.get("Content-Range") or "")
-        if said is None or said[0] != claim.at or said[1] >= claim.stop:
+        if said is None or said[0] != claim.at or said[1] >= asked:
             raise SourceError("answers with another range than the one asked for", again=True)
         first, last, total = said
         length = wire.content_length(response.headers)
@@ -930,6 +935,9 @@ class Fetcher:
         origin = self._origin(link, wire.validator(response.headers), claim.began)
         with self._lock:
             if not claim.whole:
+                if link.ranges and link.strikes < self.tries - 1:
+                    # One of several servers behind one name, perhaps; beginning anew would cost more.
+                    raise SourceError("ignores ranges", again=True)
                 link.ranges = False
                 link.target = 1
                 if any(other is not claim for other in self._claims):
@@ -1141,6 +1149,10 @@ class Fetcher:
 
     def _note(self, source: str, result: str, count: int, seconds: float) -> None:
         """Add a row to the attempts; the same trouble again goes into the row it has."""
+        with self._notes:
+            self._note_locked(source, result, count, seconds)
+
+    def _note_locked(self, source: str, result: str, count: int, seconds: float) -> None:
         rows = self.outcome.attempts
         if rows and rows[-1]["source"] == source and rows[-1]["result"] == result and result != "ok":
             rows[-1]["bytes"] += count

@@ -319,5 +319,9 @@ class Line:
         if self._absolute:
             target = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{target}"
             all_headers.update(self._proxy_headers)
-        connection.request("GET", target, headers=all_headers)
+        try:
+            connection.request("GET", target, headers=all_headers)
+        except (ValueError, http.client.InvalidURL) as error:
+            # Their own words would show the header's value.
+            raise SourceError("the address or a header holds characters that HTTP does not allow") from error
         return connection.getresponse()
