@@ -11,6 +11,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Re
 from ansible_collections.dsprov.appliance.plugins.module_utils.variables import INTERNAL, PREFIX
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import bundle as bundles
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
+    OWN_MODELS,
     catalogue,
     problems,
     with_gguf,
@@ -38,6 +39,7 @@ class ActionModule(ControllerAction):
         requests: dict[str, Request] = {}
         source = self._task.args.get("gguf")
         name, rows = with_gguf(source) if source else ("", catalogue())
+        own: dict[str, Any] = {}
         for host in variables["ansible_play_hosts"]:
             known = hostvars[host]
             facts["hosts"][host] = known["dsprov_probed"]["facts"]
@@ -50,6 +52,11 @@ class ActionModule(ControllerAction):
             if request is None:
                 return refusal(found)
             requests[host] = request
+            for model, row in ours.get(OWN_MODELS, {}).items():
+                if own.setdefault(model, row) != row:
+                    detail = f"model {model} is not the same on all hosts"
+                    return refusal([problems().make("variable-invalid", key=OWN_MODELS, detail=detail)])
+        rows = {**rows, "models": {**rows["models"], **own}}
         first = next(iter(requests.values()))
         if first.channel == BUNDLE:
             rows = {**rows, "channels": {**rows["channels"], BUNDLE: _bundle_places(variables)}}

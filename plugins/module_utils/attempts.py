@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -308,7 +309,7 @@ def _row(
 
 
 def _label(source: Mapping[str, str]) -> str:
-    kind = next(key for key in ("huggingface", "modelscope", "pypi", "file") if key in source)
+    kind = next(key for key in ("huggingface", "modelscope", "pypi", "url", "file") if key in source)
     return f"{kind}:{source[kind]}"
 
 
@@ -490,8 +491,37 @@ def _dotted(card: Card) -> str:
 def _tensor_trials(situation: Situation) -> list[Trial]:
     loadable = candidates(situation.request, situation.model, situation.engine)
     if not situation.usable(None):
+        if situation.request.vllm_build == "cpu":
+            return [_cpu_trial(situation, name, variant) for name, variant in loadable.items()]
         return _nothing_usable(situation, loadable)
     return [_tensor_trial(situation, name, variant) for name, variant in loadable.items()]
+
+
+def _cpu_trial(situation: Situation, name: str, variant: Mapping[str, Any]) -> Trial:
+    """All of a model on the CPU, by vLLM's build for it, which computes at 16 bit."""
+    request, model, problems = situation.request, situation.model, situation.problems
+    if variant["precision"] != "bf16":
+        problem = problems.make(
+            "precision-unsupported",
+            gpu=situation.host["cpu"].get("model", "CPU"),
+            found="CPU",
+            precision=variant["precision"].upper(),
+            model=request.model,
+            variant=name,
+            floor="BF16",
+        )
+        return Trial(name, (problem,))
+    found: list[Problem] = []
+    if model["parameters"] > SLOW_ON_CPU:
+        found.append(problems.make("cpu-only", model=request.model, tier=request.tier))
+    return tensor_row(situation, name, sizing.fit_cpu(model, variant, _cpu_cache(situation)), [], found)
+
+
+def _cpu_cache(situation: Situation) -> int:
+    """Whole GiB of memory for the cache of vLLM's CPU build: what is wished, by the cache of one request."""
+    request = situation.request
+    each = sizing.kv_bytes_per_token(situation.model, "f16") * request.context_length
+    return int(max(1, math.ceil(each * max(1, request.parallel) / sizing.GIB)))
 
 
 def precision_problem(situation: Situation, name: str, variant: Mapping[str, Any]) -> Problem | None:
@@ -599,8 +629,12 @@ def tensor_row(
     capabilities = [card.capability for card in used if card.capability]
     hopper = variant["precision"] == "fp8" and all(capability[0] == 9 for capability in capabilities)
     moe = bool(model["feed_forward"].get("experts"))
+    on_cpu = request.vllm_build == "cpu"
     environment = commands.vllm_environment(
-        commands.best_nic(situation.host), node is not None, hopper and moe and bool(capabilities)
+        commands.best_nic(situation.host),
+        node is not None,
+        hopper and moe and bool(capabilities),
+        _cpu_cache(situation) if on_cpu else 0,
     )
     # It takes its whole share, whatever weights leave of it for the cache; what is refused shows its need.
     fits = fit.needed <= fit.budget
@@ -613,12 +647,13 @@ def tensor_row(
         request.model,
         situation.engine["port"],
         fit,
-        utilisation=sizing.VLLM_UTILISATION,
+        utilisation=sizing.VLLM_UTILISATION if used else None,
         context=request.context_length,
         parallel=parallel,
         half=variant["precision"] == "int4_awq" and any(c < (8, 0) for c in capabilities),
         experts=moe,
         reasoning=_reasons(situation),
+        eager=on_cpu,
         node=node,
     )
     layers = model["attention"]["layers"]
@@ -627,7 +662,7 @@ def tensor_row(
         name,
         placement={
             "strategy": "tensor",
-            "gpu_layers": layers,
+            "gpu_layers": layers if used else 0,
             "total_layers": layers,
             "tensor_parallel": fit.tensor,
             "pipeline_parallel": fit.pipeline,
@@ -643,7 +678,7 @@ def tensor_row(
         command=command,
     )
     row["context"]["kv_cache_tokens"] = fit.tokens
-    return Trial(name, tuple(found), row, True)
+    return Trial(name, tuple(found), row, bool(used))
 
 
 # -- KTransformers -------------------------------------------------------------------------------

@@ -64,19 +64,27 @@ def vllm_serve(
     port: int,
     fit: TensorFit,
     *,
-    utilisation: float,
+    utilisation: float | None,
     context: int,
     parallel: int,
     half: bool,
     experts: bool,
     reasoning: bool,
+    eager: bool = False,
     node: tuple[int, int, str] | None = None,
 ) -> list[str]:
-    """vLLM's server; `node` is (rank, number of nodes, address of the first), for several hosts."""
+    """vLLM's server; `node` is (rank, number of nodes, address of the first), for several hosts.
+
+    `utilisation` is the share of each GPU, None on a CPU; `eager` compiles nothing, which wants a compiler.
+    """
     words = ["vllm", "serve", path, "--served-model-name", model, "--host", LOOPBACK, "--port", str(port)]
     words += ["--tensor-parallel-size", str(fit.tensor), "--pipeline-parallel-size", str(fit.pipeline)]
     words += ["--max-model-len", str(context), "--max-num-seqs", str(parallel)]
-    words += ["--max-num-batched-tokens", str(fit.batched), "--gpu-memory-utilization", str(utilisation)]
+    words += ["--max-num-batched-tokens", str(fit.batched)]
+    if utilisation is not None:
+        words += ["--gpu-memory-utilization", str(utilisation)]
+    if eager:
+        words.append("--enforce-eager")
     if half:
         words += ["--dtype", "half"]
     if experts and fit.tensor > 1:
@@ -130,9 +138,16 @@ def ollama_environment(
     return {**settings, "OLLAMA_SCHED_SPREAD": "1"} if cards > 1 else settings
 
 
-def vllm_environment(nic: Mapping[str, Any] | None, several: bool, hopper_fp8: bool) -> dict[str, str]:
-    """vLLM's environment: no hub at run time, and on several hosts the network that they talk over."""
+def vllm_environment(
+    nic: Mapping[str, Any] | None, several: bool, hopper_fp8: bool, cpu_cache: int = 0
+) -> dict[str, str]:
+    """vLLM's environment: no hub at run time, and on several hosts the network that they talk over.
+
+    `cpu_cache`: GiB of memory for the cache of the CPU build; 0 for GPUs.
+    """
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if cpu_cache:
+        settings["VLLM_CPU_KVCACHE_SPACE"] = str(cpu_cache)
     if hopper_fp8:
         settings["VLLM_USE_FLASHINFER_MOE_FP8"] = "1"
     if several and nic is not None:

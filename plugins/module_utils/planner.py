@@ -69,6 +69,9 @@ class Request:
     kv_cache_type: str = "auto"
     placement: str = "auto"
     ktransformers_method: str = "auto"
+    vllm_build: str = "cuda"
+    # Hosts that share one model: 0 as few as can hold it, 1 never more.
+    nodes: int = 0
     require_gpu: bool = False
     channel: str = "upstream"
     mirrors: Mapping[str, Any] | None = None
@@ -212,7 +215,11 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
         found.append(
             problems.make("placement-unsupported", engine=names[0], placement=request.placement, known=known)
         )
+    if request.nodes > 1 and not any(rows[name]["spans_hosts"] for name in names):
+        able = [name for name, row in catalogue["engines"].items() if row["spans_hosts"]]
+        found.append(problems.make("nodes-unsupported", engine=names[0], known=_known(able)))
     for key, value, low, high in (
+        ("dsprov_nodes", request.nodes, 0, MOST_NODES),
         ("dsprov_context_length", request.context_length, 256, 16 * 1024 * 1024),
         ("dsprov_parallel", request.parallel, 0, 4096),
     ):
@@ -234,6 +241,7 @@ def _suits(request: Request, model: Mapping[str, Any], engine: Mapping[str, Any]
     """Whether an engine can do what is wished, whatever the host."""
     return (
         bool(candidates(request, model, engine))
+        and (request.nodes <= 1 or engine["spans_hosts"])
         and request.kv_cache_type in ("auto", *engine["kv_cache_types"])
         and request.placement in engine["placements"]
     )
@@ -332,7 +340,7 @@ class _Group:
             for name in waiting:
                 one = self._attempt(name, self.request, engine)
                 tried[name].append(one)
-                if one.ok:
+                if one.ok and self.request.nodes <= 1:
                     chosen[name] = one
             waiting = [name for name in waiting if name not in chosen]
             if self.catalogue["engines"][engine]["spans_hosts"] and self._may_span(waiting, tried):
@@ -351,8 +359,9 @@ class _Group:
         engines = self.catalogue["engines"]
         return next((one for one in tried if engines[one.engine]["provisioned"]), tried[0])
 
-    @staticmethod
-    def _may_span(names: Sequence[str], tried: Mapping[str, Sequence[Attempt]]) -> bool:
+    def _may_span(self, names: Sequence[str], tried: Mapping[str, Sequence[Attempt]]) -> bool:
+        if self.request.nodes:
+            return self.request.nodes > 1 and bool(names)
         codes = {
             problem["code"]
             for name in names
@@ -363,7 +372,10 @@ class _Group:
 
     def _span(self, names: Sequence[str], engine: str) -> dict[str, Attempt]:
         """One model over several equal hosts: cards of a host share layers, hosts follow each other."""
-        first = names[0]
+        first, wished = names[0], self.request.nodes
+        if wished > 1 and wished != len(names):
+            trouble = self._problems.make("nodes-count", nodes=wished, found=len(names))
+            return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
         situations = {name: self._situation(name, self.request, engine) for name in names}
         for name in names[1:]:
             a, b = self._accelerators[first].cards, self._accelerators[name].cards
@@ -382,29 +394,37 @@ class _Group:
             smallest = min((card.memory for card in cards), default=0)
             if not cards or len(names) > self.model["attention"]["layers"]:
                 continue
-            tensor = sizing.tensor_sizes(self.model, variant, len(cards))[-1]
+            across = self.request.placement == "tensor"
+            sizes = sizing.tensor_sizes(self.model, variant, len(cards) * (len(names) if across else 1))
+            even = [size for size in sizes if not across or size % len(names) == 0]
+            if not even:
+                continue
             fit = sizing.fit_tensors(
                 self.model,
                 variant,
                 smallest,
-                tensor=tensor,
-                pipeline=len(names),
+                tensor=even[-1],
+                pipeline=1 if across else len(names),
                 context=self.request.context_length,
                 parallel=self.request.parallel,
             )
+            each = fit.tensor // (len(names) if across else 1)
             made: dict[str, Attempt] = {}
             for rank, name in enumerate(names):
                 one = situations[name]
                 short: list[Problem] = []
                 if fit.needed > fit.budget:
-                    short.append(gpu_memory(one, variant_name, fit, tensor * len(names)))
-                used = one.usable(floor)[:tensor]
+                    short.append(gpu_memory(one, variant_name, fit, each * len(names)))
+                used = one.usable(floor)[:each]
                 trial = tensor_row(one, variant_name, fit, used, short, (rank, len(names), address))
                 made[name] = Attempt(engine, trial)
             outcomes.append(made)
         for made in outcomes:
             if all(one.ok for one in made.values()):
                 return made
+        if wished > 1 and not outcomes:
+            trouble = self._problems.make("nodes-uneven", model=self.request.model, nodes=wished)
+            return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
         return outcomes[-1] if outcomes else {}
 
     def _add(self, name: str, one: Attempt, tried: Sequence[Attempt], own: list[Problem]) -> None:

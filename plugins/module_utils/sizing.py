@@ -10,7 +10,7 @@ logs, and are estimates.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,15 +86,20 @@ class Weights:
     mtp: int = 0
 
 
+def indices(text: str) -> Iterator[int]:
+    """The layers that "0-2,5" names, in its order."""
+    for part in text.split(","):
+        first, _dash, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
 def weights_of(variant: Mapping[str, Any]) -> Weights:
     """The table of a variant's tensor classes, a row a layer."""
     table = variant["weights"]
     layers: dict[int, tuple[int, int]] = {}
     for row in table["layers"]:
-        for part in row["at"].split(","):
-            first, _dash, last = part.partition("-")
-            for index in range(int(first), int(last or first) + 1):
-                layers[index] = (row["bytes"], row.get("experts", 0))
+        for index in indices(row["at"]):
+            layers[index] = (row["bytes"], row.get("experts", 0))
     ordered = [layers[index] for index in sorted(layers)]
     return Weights(
         table["embedding"],
@@ -457,6 +462,16 @@ def fit_tensors(
         batched,
         SYSTEM_RESERVE + VLLM_HOST_BASE + tensor * VLLM_HOST_PER_DEVICE,
     )
+
+
+def fit_cpu(model: Mapping[str, Any], variant: Mapping[str, Any], cache: int) -> TensorFit:
+    """vLLM's CPU build with `cache` GiB for the KV cache: everything in memory, once while it loads."""
+    weights = weights_of(variant)
+    own = sum(weights.layers) + sum(weights.experts) + weights.embedding + weights.output
+    each = kv_bytes_per_token(model, "f16")
+    tokens = int(cache * GIB // (each * VLLM_BLOCK)) * VLLM_BLOCK
+    host = SYSTEM_RESERVE + VLLM_HOST_PER_DEVICE + own + cache * GIB
+    return TensorFit(1, 1, 0, 0, tokens, 2048, host)
 
 
 # -- KTransformers -------------------------------------------------------------------------------

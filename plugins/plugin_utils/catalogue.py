@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.problems import (
     Problems,
     nearest,
 )
+from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import indices
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOG = ROOT / "catalog"
@@ -24,6 +27,8 @@ PARTS = (
     "models", "gpus", "engines", "preference", "software", "channels", "places", "variables", "nvidia",
     "systems",
 )  # fmt: skip
+# What people call the place of their own models.
+OWN_MODELS = "dsprov_models"
 # What every tier must say.
 TIER_KEYS = ("dsprov_tier", "dsprov_tier_title", "dsprov_model")
 # A tier's title as our own files write it: two plain lines, which need no YAML reader to be understood.
@@ -161,6 +166,34 @@ def _bad_list(path: Path, where: str, detail: str) -> ProblemError:
     return problems().error(
         "document-invalid", file=path, where=where, detail=detail, hint="restore the file"
     )
+
+
+def with_models(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The catalogue with somebody's own models (`dsprov_models`) laid over it.
+
+    Raises:
+        ProblemError: a row does not fit the schema, or its layers are not those of its shape.
+    """
+    if not own:
+        return catalogue()
+    check({"schema": 1, "models": own}, read_yaml(CATALOG / "schema" / "catalog.yml"), "models", OWN_MODELS)
+    for model, row in own.items():
+        wanted = range(row["attention"]["layers"])
+        for name, variant in row["variants"].items():
+            where = f"models.{model}.variants.{name}"
+            named = chain.from_iterable(indices(part["at"]) for part in variant["weights"]["layers"])
+            # One more than there can be shows that they are too many.
+            if sorted(islice(named, len(wanted) + 1)) != list(wanted):
+                detail = f"does not name each layer 0-{len(wanted) - 1} once"
+                hint = "give every layer of attention.layers exactly once in 'at'"
+                raise _bad_models(f"{where}.weights.layers", detail, hint)
+            if "list" in variant:
+                raise _bad_models(f"{where}.list", "lists are the catalogue's own", "give 'files'")
+    return {**catalogue(), "models": {**catalogue()["models"], **own}}
+
+
+def _bad_models(where: str, detail: str, hint: str) -> ProblemError:
+    return problems().error("document-invalid", file=OWN_MODELS, where=where, detail=detail, hint=hint)
 
 
 def read_yaml(path: Path) -> Any:

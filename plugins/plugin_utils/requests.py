@@ -16,6 +16,7 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import 
     check,
     problems,
     read_yaml,
+    with_models,
 )
 
 # Role variables that the planner must know too, PORT or ADDRESS:PORT, for these ports must be free.
@@ -36,6 +37,9 @@ def request_from(
 
     Returns:
         The request, or None with the problems that stand in its way.
+
+    Raises:
+        ProblemError: mirrors or models of their own are not written as the schema wants.
     """
     rows = catalogue()
     values, found = check_variables(variables, rows["variables"], problems(), origins)
@@ -62,6 +66,7 @@ def request_from(
     if "dsprov_mirrors" in values:
         definitions = read_yaml(CATALOG / "schema" / "catalog.yml")
         check(values["dsprov_mirrors"], definitions, "channel", "dsprov_mirrors")
+    with_models(values.get("dsprov_models", {}))
     if found:
         return None, found
     if values.get("dsprov_channel") == BUNDLE:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from . import mirror as mirrors
-from .artifacts import model
+from .artifacts import model, tiny
 from .artifacts.base import apt_sources
 from .artifacts.common import Artifact, Log
 from .engine import LabError
 from .hosts import CCACHE
 from .mirror import Mirror
 
-ARTIFACTS = ("ollama", "open_webui", "model", "llama_cpp")
+ARTIFACTS = ("ollama", "open_webui", "model", "llama_cpp", "tiny")
 WEBUI_PATH = "ghcr.io/open-webui/open-webui"
 
 
@@ -57,7 +57,26 @@ def _llama_cpp(cache: Path, _mirror: Mirror, log: Log) -> dict[str, Any]:
     return {"llama_cpp_ccache_dir": CCACHE}
 
 
-_FILL = {"ollama": _ollama, "open_webui": _open_webui, "model": _model, "llama_cpp": _llama_cpp}
+def _tiny(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+    """Small models of real architectures, as a user's own."""
+    made = build("tiny", cache, log)
+    rows = {}
+    for name, files in made.extra["files"].items():
+        base = f"tiny/{made.path.name}/{name}"
+        for file, (size, digest) in files.items():
+            one = Artifact(made.path / name / file, digest, size, made.version)
+            mirrors.serve(cache, one, f"{base}/{file}")
+        rows[name] = tiny.row(name, files, f"{mirror.files}/{base}")
+    return {"dsprov_models": rows}
+
+
+_FILL = {
+    "ollama": _ollama,
+    "open_webui": _open_webui,
+    "model": _model,
+    "llama_cpp": _llama_cpp,
+    "tiny": _tiny,
+}
 
 
 def base(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:

@@ -54,6 +54,8 @@ Before=sysinit.target docker.service
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/mount -o remount,rw /proc/sys
+# A container has 64 MiB of shared memory, a machine half of its own.
+ExecStart=/bin/mount -o remount,size=50%% /dev/shm
 [Install]
 WantedBy=sysinit.target
 EOF

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import base, measuring, model, ollama, open_webui
+from . import base, measuring, model, ollama, open_webui, tiny
 from .common import Artifact, BuildError, Log, cache_root
 
 BUILDERS: dict[str, Callable[[Path, Log], Artifact]] = {
     "ollama": ollama.build,
     "open-webui": open_webui.build,
     "model": model.build,
+    "tiny": tiny.build,
 }
 # Built by name alone: no lab host needs them.
 ON_DEMAND: dict[str, Callable[[Path, Log], Artifact]] = {

@@ -10,9 +10,14 @@ import pytest
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import planner
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, digest, plan
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, tier_variables
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
+    catalogue,
+    tier_variables,
+    with_models,
+)
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
 from tests.fixtures.machines import GB, GIB, cards, facts, machine
+from tests.lab.artifacts import tiny
 
 
 def request_for(tier: str, **overrides: Any) -> Request:
@@ -446,7 +451,10 @@ def test_auto_engine_follows_the_hardware(tier: str, host: dict[str, Any], engin
 
 
 def test_what_only_an_install_stops_at_is_a_warning_with_a_way_out() -> None:
-    made = make("standard", machine(gpus=cards(4)))
+    engines = copy.deepcopy(catalogue()["engines"])
+    engines["vllm"]["provisioned"] = False
+    document = {"schema": 1, "hosts": {"gpu01": machine(gpus=cards(4))}}
+    made = plan(document, request_for("standard"), {**catalogue(), "engines": engines})
     assert made["ok"]
     stopped = {p["code"]: p for p in made["problems"]}
     assert stopped["engine-unavailable"]["severity"] == "warning"
@@ -557,3 +565,119 @@ def test_driver(
     assert row["action"] == action
     assert row | more == row
     assert row["floor"] == catalogue()["engines"][made["engine"]]["driver"]
+
+
+# -- vLLM: the CPU build, and hosts that share a model by wish --------------------------------------
+
+
+def own_models() -> dict[str, Any]:
+    """Tiny models as a user's own rows."""
+    return {name: tiny.row(name, {"config.json": (1, "0" * 64)}, "http://m") for name in tiny.CONFIGS}
+
+
+def make_own(model: str, hosts: dict[str, Any], **overrides: Any) -> dict[str, Any]:
+    """A plan for one of the tiny models, by vLLM."""
+    wishes = {"model": model, "models": own_models(), "engine": "vllm", "require_gpu": False, **overrides}
+    request = request_for("flagship", **wishes)
+    return plan({"schema": 1, "hosts": hosts}, request, with_models(own_models()))
+
+
+def h20s(*names: str) -> dict[str, Any]:
+    """Hosts with eight large cards each."""
+    card = {"vendor": "nvidia", "name": "NVIDIA H20-3e", "memory_bytes": 150_754_820_096, "count": 8}
+    card |= {"compute_capability": "9.0", "driver_version": "580.95.05"}
+    nics = [{"name": "eth0", "address": "10.0.0.{}"}]
+    return {
+        name: machine(
+            gpus=[card],
+            memory_bytes=2_000_000_000_000,
+            nics=[{**nics[0], "address": f"10.0.0.{index + 1}"}],
+        )
+        for index, name in enumerate(names)
+    }
+
+
+def test_the_cpu_build_serves_from_a_host_without_gpus() -> None:
+    made = make_own("tiny-llama", {"a": machine()}, vllm_build="cpu", parallel=2)
+    assert made["ok"], made["problems"]
+    (row,) = made["hosts"]
+    assert "--gpu-memory-utilization" not in row["command"]
+    assert "--enforce-eager" in row["command"]
+    assert row["environment"]["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert row["placement"]["gpu_layers"] == 0
+    assert row["memory"]["gpu_bytes_per_device"] == []
+    refused = make_own("tiny-llama", {"a": machine()})
+    assert codes(refused) == ["no-gpu"]
+
+
+def test_the_cpu_build_keeps_the_plan_of_cards_that_it_stands_in_for() -> None:
+    real, tried = (make_own("tiny-v3", h20s("a"), vllm_build=build)["hosts"][0] for build in ("cuda", "cpu"))
+    assert [word for word in tried["command"] if word != "--enforce-eager"] == real["command"]
+    assert tried["environment"].pop("VLLM_CPU_KVCACHE_SPACE") == "1"
+    assert tried["environment"] == real["environment"]
+    assert tried["memory"] == real["memory"]
+
+
+def test_the_cpu_build_has_the_cache_that_is_wished() -> None:
+    hosts = {"a": machine(memory_bytes=2_000_000_000_000)}
+    made = plan(
+        {"schema": 1, "hosts": hosts},
+        request_for("standard", engine="vllm", vllm_build="cpu", require_gpu=False, parallel=16),
+        catalogue(),
+    )
+    (row,) = made["hosts"]
+    assert row["weights"]["variant"] == "BF16"
+    # 256 KiB a token, 8192 tokens, 16 requests.
+    assert row["environment"]["VLLM_CPU_KVCACHE_SPACE"] == "32"
+    assert "cpu-only" in codes(made)
+
+
+def test_hosts_share_a_model_that_one_could_hold_when_told_to() -> None:
+    alone = make_own("tiny-v3", h20s("a", "b"))
+    assert [row["role"] for row in alone["hosts"]] == ["single", "single"]
+    made = make_own("tiny-v3", h20s("a", "b"), nodes=2)
+    assert made["ok"], made["problems"]
+    head, worker = made["hosts"]
+    assert (head["role"], worker["role"]) == ("head", "worker")
+    assert head["placement"]["pipeline_parallel"] == 2
+    assert "--headless" in worker["command"] and "--headless" not in head["command"]
+    for rank, row in enumerate(made["hosts"]):
+        words = " ".join(row["command"])
+        assert f"--nnodes 2 --node-rank {rank} --master-addr 10.0.0.1" in words
+        assert row["environment"]["VLLM_HOST_IP"] == f"10.0.0.{rank + 1}"
+        assert row["environment"]["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
+def test_layers_may_be_shared_over_hosts() -> None:
+    made = make_own("tiny-v3", h20s("a", "b"), nodes=2, placement="tensor")
+    assert made["ok"], made["problems"]
+    for row in made["hosts"]:
+        assert (row["placement"]["tensor_parallel"], row["placement"]["pipeline_parallel"]) == (2, 1)
+        # Two heads over two hosts: one card of each.
+        assert sum(size > 0 for size in row["memory"]["gpu_bytes_per_device"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "wishes", "code"),
+    [
+        (("a",), {"nodes": 2}, "nodes-count"),
+        (("a", "b", "c"), {"nodes": 2}, "nodes-count"),
+        (("a", "b", "c"), {"nodes": 3, "placement": "tensor"}, "nodes-uneven"),
+        (("a", "b", "c", "d"), {"nodes": 4}, "nodes-uneven"),
+        (("a", "b"), {"nodes": 9}, "value-out-of-range"),
+        (("a", "b"), {"nodes": -1}, "value-out-of-range"),
+    ],
+)
+def test_hosts_that_cannot_share_are_refused(
+    names: tuple[str, ...], wishes: dict[str, Any], code: str
+) -> None:
+    made = make_own("tiny-v3", h20s(*names), **wishes)
+    assert not made["ok"]
+    assert set(codes(made)) == {code}
+
+
+def test_an_engine_of_one_host_does_not_take_two() -> None:
+    hosts = {name: machine() for name in ("a", "b")}
+    made = plan({"schema": 1, "hosts": hosts}, request_for("demo", nodes=2, engine="ollama"), catalogue())
+    assert codes(made) == ["nodes-unsupported"]
+    assert made["hosts"] == []

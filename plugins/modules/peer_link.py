@@ -1,0 +1,228 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The dsprov authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Ansible module: whether hosts of a group reach each other, and how fast."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: peer_link
+short_description: Measure the network between the hosts of a group
+version_added: 0.1.0
+description:
+  - Entered twice on all hosts of a group. First with O(listen), which leaves a listener behind that ends by
+    itself; then without, which sends zeros to each of O(peers) for a moment and says what got through.
+  - The listener takes connections on one address only, and only from who knows O(token).
+options:
+  address:
+    description: This host's own address in the group.
+    type: str
+    required: true
+  port:
+    description: The port to listen on and to send to.
+    type: int
+    required: true
+  token:
+    description: A word of this run that all hosts were given.
+    type: str
+    required: true
+  listen:
+    description: Listen, and return at once.
+    type: bool
+    default: false
+  linger:
+    description: Seconds after which the listener ends.
+    type: int
+    default: 60
+  peers:
+    description: Addresses of the other hosts.
+    type: list
+    elements: str
+    default: []
+  seconds:
+    description: How long to send to each.
+    type: float
+    default: 1.0
+  patience:
+    description: Seconds to try to reach a peer.
+    type: float
+    default: 15.0
+  minimum_mbps:
+    description: Rate, in megabits a second, below which the link is refused; V(0) refuses none.
+    type: int
+    default: 0
+attributes:
+  check_mode:
+    description: Measures as otherwise; nothing on the host is changed.
+    support: full
+author:
+  - The dsprov authors
+"""
+
+EXAMPLES = r"""
+- name: Listen for the others
+  dsprov.appliance.peer_link: {address: 10.0.0.1, port: 29500, token: "{{ word }}", listen: true}
+  no_log: true
+
+- name: Measure the network between the hosts
+  dsprov.appliance.peer_link: {address: 10.0.0.1, port: 29500, token: "{{ word }}", peers: [10.0.0.2]}
+"""
+
+RETURN = r"""
+links:
+  description: C(mbps) that got through to each peer.
+  returned: success
+  type: list
+  elements: dict
+"""
+
+import contextlib
+import hmac
+import os
+import socket
+import struct
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+BLOCK = 1 << 20
+COUNT = struct.Struct("!Q")
+
+
+class LinkError(Exception):
+    """Says which way is closed or slow, and what to do."""
+
+
+def serve(listener: socket.socket, token: str, linger: float) -> None:
+    """Take connections, swallow what comes, and answer how much it was, until the time is up."""
+    until = time.monotonic() + linger
+    while (left := until - time.monotonic()) > 0:
+        try:
+            listener.settimeout(left)
+            link, _peer = listener.accept()
+        except OSError:
+            return
+        with link, contextlib.suppress(OSError):
+            link.settimeout(10)
+            said = _exactly(link, len(token))
+            if not hmac.compare_digest(said, token.encode()):
+                continue
+            total = 0
+            while data := link.recv(BLOCK):
+                total += len(data)
+            link.sendall(COUNT.pack(total))
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := link.recv(size - len(data))):
+        data += more
+    return data
+
+
+def leave_behind(listener: socket.socket, token: str, linger: float) -> None:
+    """Serve in a process of its own, which holds on to nothing of ours."""
+    if os.fork():
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for handle in (0, 1, 2):
+        os.dup2(null, handle)
+    try:
+        serve(listener, token, linger)
+    finally:
+        os._exit(0)
+
+
+def measure(address: str, own: str, port: int, token: str, seconds: float, patience: float) -> float:
+    """Megabits a second from `own` to `address`.
+
+    Raises:
+        LinkError: nobody answers there in time, or who does is not of the group.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            link = socket.create_connection((address, port), timeout=5, source_address=(own, 0))
+            break
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise LinkError(
+                    f"{own} does not reach {address} port {port} ({error.strerror or error}); let the hosts "
+                    "of the group reach each other on all TCP ports: see firewalls, cables and routes"
+                ) from None
+            time.sleep(0.5)
+    with link:
+        link.settimeout(20)
+        zeros = bytes(BLOCK)
+        begun = time.monotonic()
+        try:
+            link.sendall(token.encode())
+            while time.monotonic() - begun < seconds:
+                link.sendall(zeros)
+            link.shutdown(socket.SHUT_WR)
+            said = _exactly(link, COUNT.size)
+        except OSError as error:
+            raise LinkError(f"the link from {own} to {address} broke ({error.strerror or error})") from None
+        took = time.monotonic() - begun
+    if len(said) != COUNT.size:
+        raise LinkError(
+            f"{address} port {port} is held by another program; stop it and run the install again"
+        )
+    total: int = COUNT.unpack(said)[0]
+    return round(total * 8 / took / 1e6, 1)
+
+
+def run(params: dict[str, Any]) -> dict[str, Any]:
+    """What the module does."""
+    own, port, token = params["address"], params["port"], params["token"]
+    if params["listen"]:
+        family = socket.AF_INET6 if ":" in own else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((own, port))
+        except OSError as error:
+            raise LinkError(f"cannot listen on {own} port {port}: {error.strerror or error}") from None
+        listener.listen(16)
+        leave_behind(listener, token, params["linger"])
+        return {"links": []}
+    rows = []
+    for peer in params["peers"]:
+        rate = measure(peer, own, port, token, params["seconds"], params["patience"])
+        if rate < params["minimum_mbps"]:
+            raise LinkError(
+                f"{rate:.0f} Mbit/s get through from {own} to {peer}, and {params['minimum_mbps']} are "
+                "wanted; see to the link between them, or lower vllm_link_minimum_mbps"
+            )
+        rows.append({"peer": peer, "mbps": rate})
+    return {"links": rows}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "address": {"type": "str", "required": True},
+            "port": {"type": "int", "required": True},
+            "token": {"type": "str", "required": True, "no_log": True},
+            "listen": {"type": "bool", "default": False},
+            "linger": {"type": "int", "default": 60},
+            "peers": {"type": "list", "elements": "str", "default": []},
+            "seconds": {"type": "float", "default": 1.0},
+            "patience": {"type": "float", "default": 15.0},
+            "minimum_mbps": {"type": "int", "default": 0},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(changed=False, **run(module.params))
+    except LinkError as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()
