@@ -61,6 +61,34 @@ options:
     type: list
     elements: str
     required: true
+  models:
+    description:
+      - Further models. The server then hands requests on to one process a model, which starts when it is
+        asked for; the command's own model is loaded from the start.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name under which it is served.
+        type: str
+        required: true
+      path:
+        description: Its GGUF file, or the first of several.
+        type: path
+        required: true
+      settings:
+        description: Options of the server for this model, without the leading dashes.
+        type: dict
+        default: {}
+  models_max:
+    description: How many models are loaded at once; the one that was not used for longest makes room.
+    type: int
+    default: 2
+  preset:
+    description: File that describes the models to the server.
+    type: path
+    default: /etc/dsprov/llama-server-models.ini
   environment:
     description: The server's environment by the plan.
     type: dict
@@ -119,6 +147,19 @@ unit_text:
   description: The unit's file as it is now.
   returned: success
   type: str
+command:
+  description: The server's command, word by word.
+  returned: success
+  type: list
+  elements: str
+preset_text:
+  description: What O(preset) has to hold; empty for one model.
+  returned: success
+  type: str
+preset_now:
+  description: What O(preset) holds now.
+  returned: success
+  type: str
 exec_start:
   description: The command as the unit writes it.
   returned: success
@@ -131,6 +172,11 @@ current:
   description: The folder that the link C(current) leads to.
   returned: success
   type: str
+leftovers:
+  description: What builds that failed, or were given up for another one, left in O(build_root).
+  returned: success
+  type: list
+  elements: str
 builds:
   description: Folders of finished builds.
   returned: success
@@ -164,6 +210,8 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.units import Unit
 
 # Instructions that code is chosen by; the kernel's other flags come and go with its updates.
 ISA = re.compile(r"(avx|amx|sse4|ssse3|fma|f16c|bmi|gfni|vaes|vpclmul|movdir)\w*")
+# What a server says once for all its models.
+OF_ALL_MODELS = {"--host", "--port", "--metrics", "--offline", "--numa"}
 DEVICE_GROUPS = ("video", "render")
 # What every build has. Nothing is fetched, and no page is served: people come by Open WebUI.
 OPTIONS = {
@@ -191,8 +239,38 @@ def isa() -> str:
 
 
 def option(command: list[str], name: str) -> str:
-    """The word after an option of a command, or empty."""
-    return next((command[i + 1] for i, word in enumerate(command[:-1]) if word == name), "")
+    """The word after an option of a command, where it stands last, or empty."""
+    return next((command[i + 1] for i in range(len(command) - 2, -1, -1) if command[i] == name), "")
+
+
+def router(command: list[str], params: dict[str, Any]) -> tuple[list[str], str]:
+    """The command of a server for several models, and the file that describes them.
+
+    Words of a command win over that file, so only what is the same for all models stays in the command.
+    """
+    words, own, rest = [command[0]], [], command[1:]
+    while rest:
+        word = rest.pop(0)
+        value = rest.pop(0) if rest and not rest[0].startswith("--") else None
+        if word in OF_ALL_MODELS:
+            words += [word] if value is None else [word, value]
+        elif word != "--alias":
+            own.append((word.removeprefix("--"), "true" if value is None else value))
+    name = option(command, "--alias")
+    names = [name, *(model["name"] for model in params["models"])]
+    twice = next((one for one in names if names.count(one) > 1), None)
+    if twice:
+        raise RefusalError(f"llama_cpp_models: {twice} is there twice; give each model a name of its own")
+    lines = ["; Kept by dsprov (role llama_cpp); changes made here are put back.", "version = 1"]
+    # The part of a name after a colon is put into capitals; by its alias a model keeps its name.
+    head = "\n[{}]\nalias = {}"
+    lines += [head.format(name.replace(":", "-"), name), "load-on-startup = true"]
+    lines += [f"{key} = {text}" for key, text in own]
+    for model in params["models"]:
+        lines += [head.format(model["name"].replace(":", "-"), model["name"]), f"model = {model['path']}"]
+        lines += [f"{key} = {text}" for key, text in sorted((model.get("settings") or {}).items())]
+    words += ["--models-preset", params["preset"], "--models-max", str(params["models_max"])]
+    return words, "\n".join(lines) + "\n"
 
 
 class Look:
@@ -200,7 +278,10 @@ class Look:
 
     def __init__(self, params: dict[str, Any]) -> None:
         self.params = params
-        self.command: list[str] = params["command"]
+        self.command: list[str] = list(params["command"])
+        self.preset_text = ""
+        if params["models"]:
+            self.command, self.preset_text = router(self.command, params)
         self.unit = Unit.read(params["unit"])
         self.process = units.environment_of(self.unit.pid) if self.unit.pid else {}
         self.exe = units.link_of(Path(f"/proc/{self.unit.pid}/exe")) if self.unit.pid else ""
@@ -269,11 +350,14 @@ class Look:
         if program and (pid == 0 or pid != self.unit.pid):
             who = f"{program} (process {pid})" if pid else "another process"
             found.append(f"port {port} is taken by {who}; stop it, or choose another with llama_cpp_port")
-        model = option(self.command, "--model")
-        if model and not self.params["weights_follow"] and not os.path.isfile(model):
-            found.append(
-                f"{model}: the model's file is not there; put it there, or let the role model_store bring it"
-            )
+        own = option(self.params["command"], "--model")
+        models = [] if self.params["weights_follow"] or not own else [own]
+        for path in [*models, *(model["path"] for model in self.params["models"])]:
+            if not os.path.isfile(path):
+                found.append(
+                    f"{path}: the model's file is not there; put it there, or let the role model_store "
+                    "bring it"
+                )
         if self.unit.exists and not self.unit.ours:
             found.append(
                 f"{self.unit.path}: a unit of this name that dsprov did not write; rename or remove it"
@@ -305,6 +389,14 @@ class Look:
             return []
         return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
+    def leftovers(self) -> list[str]:
+        """What lies where builds are made and belongs to none that goes on."""
+        try:
+            found = [entry.path for entry in os.scandir(self.params["build_root"])]
+        except OSError:
+            return []
+        return sorted(found) if self.build["present"] else []
+
     def row(self) -> dict[str, Any]:
         """As the module returns it."""
         program = f"{self.params['prefix']}/current/bin/{self.command[0]}"
@@ -313,10 +405,14 @@ class Look:
             "build": self.build,
             "unit": self.unit.row(),
             "unit_text": read(Path(self.unit.path)) if self.unit.path else "",
+            "command": self.command,
+            "preset_text": self.preset_text,
+            "preset_now": read(Path(self.params["preset"])),
             "exec_start": units.exec_line([program, *self.command[1:]]),
             "exe": self.exe,
             "current": os.path.basename(units.link_of(Path(self.params["prefix"], "current"))),
             "builds": self.builds(),
+            "leftovers": self.leftovers(),
             "process_digest": self.process.get("DSPROV_DIGEST", ""),
             "key_current": bool(self.key()) and self.process.get("LLAMA_API_KEY", "") == self.key(),
             "groups": [g for g in DEVICE_GROUPS if re.search(rf"^{g}:", group_file, re.MULTILINE)],
@@ -338,6 +434,18 @@ def main() -> None:
             "build_root": {"type": "path", "default": "/var/lib/dsprov/build/llama_cpp"},
             "unit": {"type": "str", "default": "dsprov-llama-server.service"},
             "command": {"type": "list", "elements": "str", "required": True},
+            "models": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "path": {"type": "path", "required": True},
+                    "settings": {"type": "dict", "default": {}},
+                },
+            },
+            "models_max": {"type": "int", "default": 2},
+            "preset": {"type": "path", "default": "/etc/dsprov/llama-server-models.ini"},
             "environment": {"type": "dict", "default": {}},
             # A path, not a secret.
             "key_file": {"type": "path", "required": True, "no_log": False},

@@ -70,7 +70,7 @@ def lab() -> None:
 @click.option("--fresh", is_flag=True, help="Make the hosts anew even where they run.")
 @click.option(
     "--artifacts",
-    default=",".join(channel.ARTIFACTS),
+    default=",".join(channel.USUAL),
     show_default=True,
     metavar="LIST",
     help="What the mirror must hold; 'none' for bare hosts.",

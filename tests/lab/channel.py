@@ -15,7 +15,9 @@ from .engine import LabError
 from .hosts import CCACHE
 from .mirror import Mirror
 
-ARTIFACTS = ("ollama", "open_webui", "model", "llama_cpp", "tiny")
+ARTIFACTS = ("ollama", "open_webui", "model", "llama_cpp", "cuda", "tiny")
+# What the demo needs; the others are asked for by name.
+USUAL = ("ollama", "open_webui", "model")
 WEBUI_PATH = "ghcr.io/open-webui/open-webui"
 
 
@@ -70,12 +72,19 @@ def _tiny(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
     return {"dsprov_models": rows}
 
 
+def _cuda(cache: Path, _mirror: Mirror, log: Log) -> dict[str, Any]:
+    made = build("cuda", cache, log)
+    model.write_index(cache / "www", {project: [row] for project, row in made.extra["wheels"].items()})
+    return {}
+
+
 _FILL = {
     "ollama": _ollama,
     "open_webui": _open_webui,
     "model": _model,
     "llama_cpp": _llama_cpp,
     "tiny": _tiny,
+    "cuda": _cuda,
 }
 
 

@@ -681,3 +681,37 @@ def test_an_engine_of_one_host_does_not_take_two() -> None:
     made = plan({"schema": 1, "hosts": hosts}, request_for("demo", nodes=2, engine="ollama"), catalogue())
     assert codes(made) == ["nodes-unsupported"]
     assert made["hosts"] == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "build"),
+    [
+        ([], {"backend": "cpu", "cuda": "", "compute_capabilities": []}),
+        (
+            cards(2, compute_capability="8.9", driver_version="580.95.05"),
+            {"backend": "cuda", "cuda": "13.0", "compute_capabilities": ["8.9"]},
+        ),
+        # CUDA 13 wants driver 580; for a card that has no driver yet, the newest is planned.
+        (
+            cards(1, compute_capability="8.9", driver_version="570.86.15"),
+            {"backend": "cuda", "cuda": "12.8", "compute_capabilities": ["8.9"]},
+        ),
+        (
+            cards(1, compute_capability="8.9", driver_version=None),
+            {"backend": "cuda", "cuda": "13.0", "compute_capabilities": ["8.9"]},
+        ),
+        # CUDA 12.8 is the last that knows Volta.
+        (
+            cards(2, name="Tesla V100-PCIE-32GB", compute_capability="7.0", driver_version="580.95.05"),
+            {"backend": "cuda", "cuda": "12.8", "compute_capabilities": ["7.0"]},
+        ),
+        # Cards that llama.cpp has no code for are left alone.
+        (
+            cards(1, compute_capability="6.1", driver_version="580.95.05"),
+            {"backend": "cpu", "cuda": "", "compute_capabilities": []},
+        ),
+    ],
+)
+def test_what_is_built_suits_cards_and_driver(gpus: list[dict[str, Any]], build: dict[str, Any]) -> None:
+    made = make("demo", machine(gpus=gpus), engine="llama_cpp")
+    assert made["hosts"][0]["build"] == build
