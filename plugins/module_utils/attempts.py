@@ -787,6 +787,9 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
     used = [card for card in cards if card.memory >= memory][: fit.devices]
     disk_bytes = _disk_bytes(situation, fit.disk)
     found += _common(situation, name, fit.host, disk_bytes, used)
+    if checkpoint is not variant and "files" in variant and "files" not in checkpoint:
+        found.append(problems.make("weights-unverified", model=request.model, variant=checkpoint_name))
+    found += _python_problems(situation)
     nodes = situation.numa_nodes
     share = situation.host["memory_bytes"] // nodes
     if nodes > 1 and fit.experts // nodes + sizing.KT_HOST_PROCESS + sizing.SYSTEM_RESERVE > share:
@@ -828,7 +831,7 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
             commands.model_path(request.model, checkpoint_name),
             commands.model_path(request.model, f"{name}-{method}" if method.startswith("AMX") else name),
             request.model,
-            situation.engine["port"],
+            situation.port,
             method=method,
             devices=fit.devices,
             context=request.context_length,
@@ -839,7 +842,27 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
         ),
         weight_bytes=checkpoint["bytes"] + (variant["bytes"] if variant is not checkpoint else 0),
     )
+    row["parts"] = [checkpoint_name] if checkpoint is variant else [checkpoint_name, name]
     return Trial(name, tuple(found), row, False)
+
+
+def _python_problems(situation: Situation) -> list[Problem]:
+    """What is wrong where a system has no Python that the engine's packages are made for."""
+    engine, os = situation.engine, situation.host["os"]
+    known = engine.get("systems", {})
+    if not known or situation.request.own_python or os["version_id"] in known.get(os["id"], []):
+        return []
+    supported = ", ".join(f"{name} {version}" for name, rows in known.items() for version in rows)
+    return [
+        situation.problems.make(
+            "engine-python",
+            engine=f"{engine['title']} {engine['version']}",
+            pythons="/".join(engine["pythons"]),
+            system=f"{os['id']} {os['version_id']}",
+            supported=supported,
+            variable=f"{situation.engine_name}_python",
+        )
+    ]
 
 
 _TRIALS = {

@@ -17,9 +17,9 @@ VENV = "/opt/dsprov/{engine}/current/bin"
 MASTER_PORT = 29500
 
 
-def model_path(model: str, variant: str, files: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Where a model lies on a host: its folder, or its first file where it is one of GGUF."""
-    folder = f"{MODELS}/{re.sub(r'[^A-Za-z0-9._-]', '-', model)}/{variant}"
+def model_path(model: str, variant: str = "", files: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Where a model lies on a host: the folder of all or of one variant, or a variant's first file."""
+    folder = f"{MODELS}/{re.sub(r'[^A-Za-z0-9._-]', '-', model)}/{variant}".rstrip("/")
     return f"{folder}/{files[0]['name']}" if files else folder
 
 
@@ -116,7 +116,7 @@ def ktransformers(
 ) -> list[str]:
     """SGLang with experts kept in memory by kt-kernel."""
     words = ["python", "-m", "sglang.launch_server", "--host", LOOPBACK, "--port", str(port)]
-    words += ["--model", path, "--served-model-name", model, "--trust-remote-code"]
+    words += ["--model", path, "--served-model-name", model]
     words += ["--kt-weight-path", expert_path, "--kt-method", method]
     words += ["--kt-cpuinfer", str(threads), "--kt-threadpool-count", str(numa_nodes)]
     words += ["--kt-num-gpu-experts", "0", "--tensor-parallel-size", str(devices)]

@@ -79,6 +79,8 @@ class Request:
     # `none` leaves drivers to their owner; what the role nvidia_driver is told beside that, as pairs.
     nvidia_driver: str = "auto"
     driver: tuple[tuple[str, Any], ...] = ()
+    # Whether somebody names the Python that an engine is installed with.
+    own_python: bool = False
     # Ports that roles will listen on where they were moved, by the role variable that moved them.
     ports: Mapping[str, int] | None = None
 
@@ -446,15 +448,17 @@ class _Group:
         if one.taken.row is None:
             return
         row = one.taken.row
-        variant = self.model["variants"][one.taken.variant]
+        # An engine that reads two variants gets both into the model's folder, each into its own one.
+        parts = row.get("parts", [one.taken.variant])
         files = [
             {
-                "name": file["name"],
+                "name": file["name"] if len(parts) == 1 else f"{part}/{file['name']}",
                 "bytes": file["bytes"],
                 "sha256": file["sha256"],
                 "sources": file_sources(file, places),
             }
-            for file in variant.get("files", [])
+            for part in parts
+            for file in self.model["variants"][part].get("files", [])
         ]
         rank = self.names.index(name) if row["placement"]["nodes"] > 1 else -1
         roles = {-1: "single", 0: "head"}
@@ -467,7 +471,7 @@ class _Group:
             "model": request.model,
             "weights": {
                 **row["weights"],
-                "folder": commands.model_path(request.model, one.taken.variant),
+                "folder": commands.model_path(request.model, parts[0] if len(parts) == 1 else ""),
                 "artifacts": files,
             },
             "placement": dict(row["placement"]),

@@ -20,14 +20,16 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import 
 )
 
 # Role variables that the planner must know too, PORT or ADDRESS:PORT, for these ports must be free.
-PORT_VARIABLES = ("ollama_host", "llama_cpp_port", "open_webui_port")
+PORT_VARIABLES = ("ollama_host", "llama_cpp_port", "ktransformers_port", "open_webui_port")
+# Role variables that name a Python of the user's own, where a system has none that an engine wants.
+PYTHON_VARIABLES = ("ktransformers_python",)
 # The channel whose places are made from a bundle's manifest.
 BUNDLE = "bundle"
 # What the role nvidia_driver is told: the plan says what comes of it.
 DRIVER_VARIABLES = tuple(
     f"nvidia_driver_{name}" for name in ("source", "branch", "version", "flavour", "existing")
 )
-ROLE_VARIABLES = PORT_VARIABLES + DRIVER_VARIABLES
+ROLE_VARIABLES = PORT_VARIABLES + PYTHON_VARIABLES + DRIVER_VARIABLES
 
 
 def request_from(
@@ -75,4 +77,6 @@ def request_from(
     if "dsprov_model" not in values:
         detail = "no model is chosen"
         return None, [problems().make("variable-invalid", key="dsprov_model", detail=detail)]
-    return Request.from_variables({**values, "dsprov_ports": ports, "dsprov_driver": tuple(driver)}), []
+    python = any(variables.get(key) for key in PYTHON_VARIABLES)
+    own = {"dsprov_ports": ports, "dsprov_driver": tuple(driver), "dsprov_own_python": python}
+    return Request.from_variables({**values, **own}), []
