@@ -24,8 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "预检:连通、方案、端口、磁盘,不作任何更改。",
     ),
     "bundle": (
-        "Offline bundles: create, verify, show, split.",
-        "离线包:制作、校验、查看、分割。",
+        "Offline bundles: create, verify, show, split, serve.",
+        "离线包:制作、校验、查看、分割、提供服务。",
     ),
     "install": ("Turn the hosts into appliances.", "把主机装成一体机。"),
     "status": ("Look whether every service is healthy.", "查看各服务是否健康。"),

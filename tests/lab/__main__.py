@@ -75,7 +75,12 @@ def lab() -> None:
     metavar="LIST",
     help="What the mirror must hold; 'none' for bare hosts.",
 )
-def up(project: str, wanted: tuple[str, ...], path: Path | None, fresh: bool, artifacts: str) -> None:
+@click.option(
+    "--cut", is_flag=True, help="Hosts that reach nothing but this machine: no mirror, no registry, no DNS."
+)
+def up(
+    project: str, wanted: tuple[str, ...], path: Path | None, fresh: bool, artifacts: str, cut: bool
+) -> None:
     """Bring up hosts and write their inventory; hosts that run are kept."""
     table = hosts.parse(wanted)
     names = tuple(word for word in artifacts.split(",") if word not in ("", "none"))
@@ -97,7 +102,9 @@ def up(project: str, wanted: tuple[str, ...], path: Path | None, fresh: bool, ar
                     hosts.remove(host)
             key = target.parent / "id_ed25519"
             public = hosts.new_key(key)
-            members = [Host(project, name, release) for name, release in table.items()]
+            if cut:
+                engine.ensure_network(say, engine.CUT_NETWORK)
+            members = [Host(project, name, release, cut) for name, release in table.items()]
             running = hosts.up(members, found, cache, public, served.apt_proxy, fresh, say)
         data = channel.base(cache, served, say)
         inventory.write(target, running, key, data)  # already now: a long first build needs nobody to wait

@@ -223,6 +223,8 @@ def run_options(found: Traits, suite_needs_v2: bool) -> list[str]:
 # --- network ------------------------------------------------------------------------------------------
 
 NETWORK = "dsprov-lab"
+# Here hosts reach nothing but this machine and each other: no mirror, no registry, no name server.
+CUT_NETWORK = "dsprov-lab-cut"
 
 
 def _taken() -> list[ipaddress.IPv4Network]:
@@ -252,14 +254,15 @@ def free_subnet(taken: Sequence[ipaddress.IPv4Network]) -> ipaddress.IPv4Network
     raise LabError("no free /24 in 10.213.0.0/16: remove Docker networks that are not used any more")
 
 
-def ensure_network(log: Log) -> ipaddress.IPv4Network:
-    """See that the lab's network is there; its range."""
-    found = inspect("network", NETWORK)
+def ensure_network(log: Log, name: str = NETWORK) -> ipaddress.IPv4Network:
+    """See that one of the lab's networks is there; its range."""
+    found = inspect("network", name)
     if found is None:
         subnet = free_subnet(_taken())
-        docker("network", "create", "--label", f"{ROLE}=network", "--subnet", str(subnet), NETWORK)
-        log(f"network {NETWORK}: {subnet}")
+        cut = ["--internal"] if name == CUT_NETWORK else []
+        docker("network", "create", "--label", f"{ROLE}=network", *cut, "--subnet", str(subnet), name)
+        log(f"network {name}: {subnet}")
         return subnet
     if ROLE not in (found.get("Labels") or {}):
-        raise LabError(f"a network {NETWORK} is there that the lab did not make: rename or remove it")
+        raise LabError(f"a network {name} is there that the lab did not make: rename or remove it")
     return ipaddress.IPv4Network(found["IPAM"]["Config"][0]["Subnet"])

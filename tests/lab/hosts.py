@@ -8,14 +8,16 @@ import socket
 import subprocess
 import tarfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import engine
 from .artifacts import base
 from .artifacts.common import Log, key_of
-from .engine import LABEL, NETWORK, ROLE, SPEC, LabError, Traits, docker
+from .engine import CUT_NETWORK, LABEL, NETWORK, ROLE, SPEC, LabError, Traits, docker
 
 USER = "integrator"
 RELEASES = {"debian-12": False, "debian-13": True}  # whether its systemd refuses cgroup v1
@@ -67,11 +69,12 @@ mkdir -p /run/sshd
 
 @dataclass(frozen=True)
 class Host:
-    """One host of a project."""
+    """One host of a project; `cut`: it reaches nothing but this machine and other such hosts."""
 
     project: str
     name: str
     release: str
+    cut: bool = False
 
     @property
     def container(self) -> str:
@@ -135,7 +138,11 @@ def _authorities() -> str:
 def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> bool:
     """See that the container runs; whether it was made now."""
     options = engine.run_options(found, RELEASES[host.release])
-    spec = key_of({"image": image, "options": options})
+    network = CUT_NETWORK if host.cut else NETWORK
+    if host.cut:
+        # An address of its own that nothing answers at, lest the engine asks the world for the host.
+        options += ["--dns", "127.0.0.254"]
+    spec = key_of({"image": image, "options": options, **({"network": network} if host.cut else {})})
     there = engine.inspect("container", host.container)
     if there is not None:
         labels = there["Config"]["Labels"] or {}
@@ -154,7 +161,7 @@ def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> boo
     for volume in host.shared:
         docker("volume", "create", "--label", f"{ROLE}=cache", volume)
     docker(
-        *("run", "-d", "--name", host.container, "--hostname", host.name, "--network", NETWORK),
+        *("run", "-d", "--name", host.container, "--hostname", host.name, "--network", network),
         *("--label", f"{LABEL}={host.project}", "--label", f"{ROLE}=host", "--label", f"{SPEC}={spec}"),
         *("--label", f"dsprov.lab.name={host.name}", "--label", f"dsprov.lab.release={host.release}"),
         *(
@@ -224,13 +231,19 @@ def _up(host: Host, found: Traits, image: str, key: str, apt: str, ca: str, fres
     there = engine.inspect("container", host.container)
     if there is None:
         raise LabError(f"{host.name}: its container went away while it was set up")
-    address = str(there["NetworkSettings"]["Networks"][NETWORK]["IPAddress"])
+    address = _address(there)
     keys = _wait_ssh(host, address)
     log(
         f"{host.name} ({host.release}) {address}: systemd {state}, "
         f"{'made' if made else 'kept'} in {time.monotonic() - begun:.1f} s"
     )
     return Running(host, address, keys, state)
+
+
+def _address(container: Mapping[str, Any]) -> str:
+    """A host's address in the lab's network that it is in."""
+    networks = container["NetworkSettings"]["Networks"]
+    return next((str(networks[name]["IPAddress"]) for name in (NETWORK, CUT_NETWORK) if name in networks), "")
 
 
 def up(
@@ -256,8 +269,7 @@ def of(project: str) -> list[tuple[Host, str, str]]:
             continue
         labels = there["Config"]["Labels"]
         host = Host(project, labels.get("dsprov.lab.name", name), labels.get("dsprov.lab.release", "?"))
-        address = (there["NetworkSettings"]["Networks"].get(NETWORK) or {}).get("IPAddress", "")
-        rows.append((host, str(there["State"]["Status"]), str(address)))
+        rows.append((host, str(there["State"]["Status"]), _address(there)))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils import bundle as 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems, tier_path
 from dsprov import options
 from dsprov.bundle import use
-from dsprov.bundle.gauge import human_seconds
+from dsprov.bundle.gauge import Gauge, human_seconds
 from dsprov.words import problem_line, say, say_problems, t
 
 folders_argument = click.argument(
@@ -23,7 +24,7 @@ folders_argument = click.argument(
 
 @click.group(help="Make an offline bundle, verify it, show it, cut it to media.")
 def command() -> None:
-    """Parent of `create`, `verify`, `show` and `split`."""
+    """Parent of the verbs."""
 
 
 def summary(document: dict[str, Any], digest: str) -> dict[str, Any]:
@@ -194,4 +195,61 @@ def show(folders: tuple[Path, ...], with_files: bool, as_json: bool) -> int:
     show_summary(found)
     for row in opened.rows if with_files else ():
         click.echo(f"{row.sha256}  {row.bytes:>12}  {row.path}")
+    return 0
+
+
+@command.command("split")
+@folders_argument
+@click.option("--size", required=True, metavar="SIZE", help="Of one medium, such as 25GB or 4GiB.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR",
+    help="Folder for the media: medium-01, medium-02, ...",
+)  # fmt: skip
+@options.as_json
+@options.lang
+def split(folders: tuple[Path, ...], size: str, output: Path, as_json: bool) -> int:
+    """Cuts a bundle to media. They are used together (--bundle for each), or copied into one folder again."""
+    from dsprov.bundle import split as cutting
+
+    opened = bundles.open_bundle(folders)
+    media = cutting.lay_out(opened, cutting.read_size(size))
+    counts = [0]
+
+    def count(copied: int) -> None:
+        counts[0] += copied
+
+    with Gauge(t("copying", "复制"), lambda: opened.bytes, lambda: counts[0]):
+        cutting.write(opened, media, output, count)
+    rows = [{"folder": str(output / one.name), "bytes": one.bytes, "files": len(one.parts)} for one in media]
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "digest": opened.digest, "media": rows}, ensure_ascii=False))
+        return 0
+    for row in rows:
+        click.echo(f"{row['folder']}  {human_bytes(int(str(row['bytes'])))}")
+    return 0
+
+
+@command.command("serve")
+@folders_argument
+@options.inventory
+@options.extra
+@options.lang
+def serve(folders: tuple[Path, ...], inventories: tuple[Path, ...], overrides: tuple[str, ...]) -> int:
+    """Serves a bundle until Ctrl-C, for the line that `install --bundle --print-command` shows."""
+    import threading
+
+    from dsprov.bundle import server
+    from dsprov.invocation import compose
+
+    opened = bundles.open_bundle(folders)
+    checked = use.verify(opened)
+    if checked.problems:
+        say_problems(checked.problems)
+        return 2
+    port = use.bundle_port(overrides)
+    path = server.socket_path(compose("install", inventories).inventories[-1])
+    with server.serve(opened, path, port):
+        say(t(f"serving at {path}; Ctrl-C ends it", f"正在 {path} 提供服务;按 Ctrl-C 结束"))
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
     return 0
