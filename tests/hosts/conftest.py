@@ -61,10 +61,11 @@ class Lab:
     """The hosts t12 (Debian 12) and t13 (Debian 13)."""
 
     inventory: Path
+    project: str = LAB
 
     def sh(self, host: str, script: str, check: bool = True) -> str:
         """A script as root on a host, past ssh and sudo, so that these may be broken."""
-        container = f"dsprov-lab-{LAB}-{host}"
+        container = f"dsprov-lab-{self.project}-{host}"
         done = subprocess.run(
             ["docker", "exec", "-i", container, "sh", "-c", script],
             capture_output=True,
@@ -90,13 +91,26 @@ class Lab:
         return path
 
 
-@pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def _hosts(project: str, *options: str) -> Iterator[Lab]:
     """Fresh hosts; DSPROV_KEEP_HOSTS keeps them for a look afterwards and takes them again."""
     keep = os.environ.get("DSPROV_KEEP_HOSTS")
-    command = [sys.executable, "-m", "tests.lab", "up", "--project", LAB]
+    command = [sys.executable, "-m", "tests.lab", "up", "--project", project, *options]
     command += ["--host", "t12=debian-12", "--host", "t13=debian-13"]
     subprocess.run([*command, *([] if keep else ["--fresh"])], cwd=PROJECT, check=True, timeout=3000)
-    yield Lab(PROJECT / ".lab" / LAB / "hosts.ini")
+    yield Lab(PROJECT / ".lab" / project / "hosts.ini", project)
     if not keep:
-        subprocess.run([sys.executable, "-m", "tests.lab", "down", "--project", LAB], cwd=PROJECT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "tests.lab", "down", "--project", project], cwd=PROJECT, check=True
+        )
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Hosts that reach the lab's mirror."""
+    yield from _hosts(LAB)
+
+
+@pytest.fixture(scope="session")
+def cut() -> Iterator[Lab]:
+    """Hosts that reach nothing but this machine; their inventory still says where the mirror would be."""
+    yield from _hosts(f"{LAB}-cut", "--cut")

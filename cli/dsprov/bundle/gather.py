@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -188,7 +189,8 @@ class Gathering:
         if self._stop.is_set():
             return
         target = self.folder / one.path
-        part = self.folder / WORK / f"{one.sha256}.part"
+        # Two paths may want the same bytes, at the same time.
+        part = self.folder / WORK / f"{one.sha256[:16]}-{zlib.crc32(one.path.encode()):08x}.part"
         fetcher = Fetcher(
             name=one.name,
             part=str(part),
