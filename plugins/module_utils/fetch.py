@@ -640,7 +640,7 @@ class Fetcher:
             got, running = link.got, link.running
             if now - link.window[-1][0] >= 0.2:
                 link.window.append((now, got))
-                while now - link.window[0][0] > WINDOW:
+                while len(link.window) > 2 and now - link.window[1][0] >= WINDOW:
                     link.window.popleft()
             quiet = now - max(link.last_byte, link.wait_until)
             others = self._others(link)
@@ -649,7 +649,7 @@ class Fetcher:
                 return
             rate = self._rate(link)
             seen = now - max(link.window[0][0], link.wait_until)
-            if others and link.source.min_rate and seen > WINDOW * 0.9 and rate < link.source.min_rate:
+            if others and link.source.min_rate and seen >= WINDOW and rate < link.source.min_rate:
                 link.over = SourceError(f"only {rate / 1e6:.3f} MB/s", again=True)
                 return
             if now < link.wait_until:
