@@ -742,7 +742,7 @@ class Fetcher:
         with self._lock:
             if link.over or self._fatal or self._ended or link is not self._link:
                 return None
-            if link.running > link.target:
+            if link.running > link.target or self._coverage.bytes == self._total:
                 return None
             now = time.monotonic()
             if self._total is None or link.ranges is False or self._small():
