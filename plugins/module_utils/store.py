@@ -32,8 +32,6 @@ PROGRESS_MARK = "dsprov-progress "
 # States of a job after which nothing more comes.
 ENDED = ("done", "serving", "failed", "stopped")
 
-_RATE = re.compile(r"(?i)(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?\s*(bits?|b)?\s*(?:/s)?")
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@ -]*")
 
 
@@ -124,29 +122,6 @@ def _short(value: Any) -> str:
 def title_of(folder: str) -> str:
     """What messages call the weights in a folder: its last two parts, which are model and variant."""
     return posixpath.join(*folder.rstrip("/").split("/")[-2:])
-
-
-def parse_rate(text: object) -> int:
-    """Bytes a second from words such as 20M, 20 MB/s, 1.5GiB/s or 100Mbit/s; 0 for none.
-
-    Raises:
-        FileError: it is no rate.
-    """
-    word = str(text if text is not None else "").strip()
-    if not word:
-        return 0
-    match = _RATE.fullmatch(word)
-    if not match:
-        raise FileError(
-            f"dsprov_fetch_limit: {word!r} is no rate; write one such as 20MB/s, 1.5GiB/s or 100Mbit/s"
-        )
-    number, prefix, binary, unit = match.groups()
-    value = float(number) * (1024 if binary else 1000) ** _POWERS[(prefix or "").lower()]
-    # A rate below this is a slip of the pen, and no download would end under it.
-    value = value / 8 if (unit or "").lower().startswith("bit") else value
-    if 0 < value < 1000:
-        raise FileError(f"dsprov_fetch_limit: {word!r} is less than 1 kB/s; write one such as 20MB/s")
-    return int(value)
 
 
 # -- who takes from whom ---------------------------------------------------------------------------

@@ -109,6 +109,10 @@ class Unit:
         except (files.FileError, OSError) as problem:
             self.tell("failed", message=_words(problem))
             return 1
+        except Exception as problem:
+            # A fault of ours: who watches hears of it here, and the journal has the rest.
+            self.tell("failed", message=f"{self.title}: {type(problem).__name__}: {problem}")
+            raise
         finally:
             if self.server:
                 self.server.stop()

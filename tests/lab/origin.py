@@ -1,14 +1,17 @@
 """A source of weights on this machine: slow by a fixed rate over all connections, unreliable as wanted.
 
 `python -m tests.lab.origin --folder F --rate 50000000 --cut 0.05 --count FILE` serves the files of a folder;
-what it sent of each is kept in FILE as JSON, so that a test can tell what came twice.
+what it sent of each is kept in FILE as JSON, so that a test can tell what came twice. With
+`--make NAME=BYTES` it makes files for a source at that address, with their rows in `files.json`, and ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.server
 import json
+import os
 import random
 import re
 import signal
@@ -17,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from .engine import ensure_network
 
 BLOCK = 64 * 1024
 
@@ -103,6 +108,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or stop < end
 
 
+def make(folder: Path, wanted: list[str], url: str) -> None:
+    """Fill a folder with files of noise, and write the rows that name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for word in wanted:
+        name, _, size = word.partition("=")
+        data = os.urandom(int(size))
+        (folder / name).write_bytes(data)
+        row = {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        rows.append({**row, "sources": [f"{url}/{name}"]})
+    (folder / "files.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
 def main() -> None:
     """Serve until ended."""
     words = argparse.ArgumentParser()
@@ -112,7 +130,13 @@ def main() -> None:
     words.add_argument("--rate", type=int, default=0)
     words.add_argument("--cut", type=float, default=0.0)
     words.add_argument("--count", type=Path)
+    words.add_argument("--make", action="append", metavar="NAME=BYTES")
     given = words.parse_args()
+    if given.address == "lab":
+        given.address = str(ensure_network(print)[1])
+    if given.make:
+        make(given.folder, given.make, f"http://{given.address}:{given.port}")
+        return
     origin = Origin(given.address, given.port, given.folder, given.rate, given.cut)
     origin.start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

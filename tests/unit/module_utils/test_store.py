@@ -8,6 +8,7 @@ import pytest
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import store
 from ansible_collections.dsprov.appliance.plugins.module_utils.files import FileError
+from ansible_collections.dsprov.appliance.plugins.module_utils.rates import parse_rate
 
 SHA = "0123456789abcdef" * 4
 WHEEL = "fedcba9876543210" * 4
@@ -81,13 +82,13 @@ def test_folders_below_are_allowed() -> None:
     ],
 )
 def test_rates(text: object, rate: int) -> None:
-    assert store.parse_rate(text) == rate
+    assert parse_rate(text) == rate
 
 
 @pytest.mark.parametrize("text", ["fast", "100Mbps", "-1", "1e9", "20 MB/h", "5", "100bit/s", "MB/s"])
 def test_no_rates(text: str) -> None:
-    with pytest.raises(FileError, match="dsprov_fetch_limit"):
-        store.parse_rate(text)
+    with pytest.raises(ValueError, match="write one such as"):
+        parse_rate(text)
 
 
 def looks(whole: str, missing: str, other: str = "") -> list[store.Look]:

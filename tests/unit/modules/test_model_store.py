@@ -72,7 +72,7 @@ def test_an_address_that_was_given_is_taken(folder: Path) -> None:
     [
         ({"folder": ""}, "absolute path is needed"),
         ({"folder": "models/x"}, "absolute path is needed"),
-        ({"limit": "fast"}, "dsprov_fetch_limit: 'fast' is no rate"),
+        ({"limit": "fast"}, "model_store_limit: 'fast' is no rate"),
         ({"files": [{**ROW, "name": "../x"}]}, "no name of a file"),
         ({"phase": "bring"}, "action plugin"),
     ],
