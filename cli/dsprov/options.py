@@ -69,6 +69,14 @@ print_command = click.option(
     "--print-command", is_flag=True, help="Show the equivalent ansible-playbook line and stop."
 )
 verbose = click.option("-v", "--verbose", count=True, help="Show Ansible's own output; more v, more of it.")
+bundle = click.option(
+    "--bundle",
+    "bundle",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Take everything from this offline bundle; once for each folder of one that was cut.",
+)
 ansible_arguments = click.argument("ansible_arguments", nargs=-1, type=click.UNPROCESSED)
 
 run_options = stack(limit, channel, extra, print_command, verbose, as_json, lang, ansible_arguments)

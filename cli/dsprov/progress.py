@@ -15,6 +15,7 @@ from dsprov.runner import task_name
 from dsprov.words import say, t
 
 STAGES = {
+    "Needs": ("Asking every role what it needs", "询问各角色所需内容"),
     "Probe": ("Reading the hosts", "读取主机"),
     "Preflight": ("Preflight: variables, hosts, plan", "预检:变量、主机、方案"),
     "Converge": ("Converge: bring every part to its state", "部署:使各部分达到目标状态"),

@@ -39,7 +39,7 @@ CHECKS: dict[str, tuple[str, str, frozenset[str]]] = {
     "memory": ("memory", "内存", frozenset({"host-memory", "memory-numa"})),
     "disk": ("disk", "磁盘", frozenset({"disk-space", "disk-full"})),
     "ports": ("ports", "端口", frozenset({"port-in-use"})),
-    "network": ("network", "网络", frozenset({"no-channel", "place-silent"})),
+    "network": ("network", "网络", frozenset({"no-channel", "place-silent", "bundle-unreachable"})),
     "clock": ("clock", "时钟", frozenset({"clock-skew", "clock-drift"})),
 }  # fmt: skip
 

@@ -84,6 +84,8 @@ def run_verb(
 def _offline(bundle: Sequence[Path], invocation: Invocation, tier: str | None) -> BundleRun | None:
     if not bundle:
         return None
+    if any(pair.startswith("dsprov_channel=") for pair in invocation.overrides):
+        raise click.UsageError(t("a channel has no place beside --bundle", "使用 --bundle 时不能指定渠道"))
     from dsprov.bundle.use import BundleRun  # Runs without a bundle need not wait for it.
 
     return BundleRun(bundle, invocation, tier)

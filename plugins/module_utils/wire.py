@@ -162,6 +162,8 @@ def _basic(user: str | None, password: str | None) -> str:
 
 def _proxy(scheme: str, host: str, port: int) -> urllib.parse.SplitResult | None:
     """Return the proxy that the environment names for an address, if any."""
+    if host == "localhost" or host == "::1" or host.startswith("127."):
+        return None  # This machine: a tunnel's end, which no proxy can reach.
     proxies = urllib.request.getproxies_environment()
     value = proxies.get(scheme) or proxies.get("all")
     # Not listed in the types of the standard library, though documented since long.

@@ -90,6 +90,16 @@ def check_systems(names: Sequence[str]) -> None:
             raise problems().error("bundle-target", detail=f"--os {name}: one of {', '.join(known)}")
 
 
+def check_output(folder: Path) -> None:
+    """Raises ProblemError (bundle-folder) for a folder that holds somebody else's files."""
+    if folder.exists() and not folder.is_dir():
+        raise problems().error("bundle-folder", folder=folder, detail="is no folder")
+    others = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if others and MANIFEST not in others and WORK not in others:
+        detail = f"is not empty and holds no bundle ({others[0]})"
+        raise problems().error("bundle-folder", folder=folder, detail=detail)
+
+
 def imagined(system: str) -> dict[str, Any]:
     """Facts of a machine that any tier without GPUs fits on, of which nothing but the system is known."""
     name, _, release = system.partition("-")
@@ -208,15 +218,10 @@ class Maker:
 
     @contextlib.contextmanager
     def _own_folder(self) -> Iterator[None]:
-        """The folder, ours alone while the block runs; one that holds somebody else's files is refused."""
+        """The folder, ours alone while the block runs."""
         work = self.folder / WORK
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            others = [path.name for path in self.folder.iterdir()]
-            if others and MANIFEST not in others and WORK not in others:
-                detail = f"-o {self.folder}: is not empty and holds no bundle ({sorted(others)[0]})"
-                raise problems().error("bundle-target", detail=detail)
-            work.mkdir(exist_ok=True)
+            work.mkdir(parents=True, exist_ok=True)
             with (work / "lock").open("a+") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -54,11 +54,11 @@ def read_size(text: str) -> int:
     """Bytes of a size such as 25GB, 4GiB or 4g.
 
     Raises:
-        ProblemError: bundle-target.
+        ProblemError: bundle-size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     if not found or found[2] not in _UNITS:
-        raise problems().error("bundle-target", detail=f"--size {text}: expected a size such as 25GB or 4GiB")
+        raise problems().error("bundle-size", size=text or "?", detail="is no size")
     return int(float(found[1]) * _UNITS[found[2]])
 
 
@@ -68,14 +68,14 @@ def lay_out(bundle: Bundle, size: int) -> list[Medium]:
     A file that fits onto no medium is cut; one that does not fit onto the present one opens the next.
 
     Raises:
-        ProblemError: bundle-target; the manifest alone leaves no room.
+        ProblemError: bundle-size; the manifest alone leaves no room.
     """
     manifest = (bundle.folders[0] / MANIFEST).stat().st_size
     room = size - manifest
     if room < _LEAST:
         needed = human_bytes(manifest + _LEAST)
-        detail = f"--size {human_bytes(size)}: every medium holds the manifest and needs {needed}"
-        raise problems().error("bundle-target", detail=detail)
+        detail = f"every medium holds the manifest, too, and needs {needed}"
+        raise problems().error("bundle-size", size=human_bytes(size), detail=detail)
     media = [Medium("medium-01", room)]
     for row in bundle.rows:
         if row.bytes <= room:
@@ -101,15 +101,15 @@ def write(
     """Copies every medium below `output`; one that is there whole is left alone.
 
     Raises:
-        ProblemError: bundle-space, bundle-damaged, bundle-target.
+        ProblemError: bundle-space, bundle-damaged, bundle-folder.
     """
     raw = (bundle.folders[0] / MANIFEST).read_bytes()
     output.mkdir(parents=True, exist_ok=True)
     for other in sorted(output.iterdir()):
         # The manifest goes onto each medium first: it says whose the files beside it are.
         if not other.name.startswith("medium-") or _read(other / MANIFEST) != raw:
-            detail = f"-o {output}: holds something else than media of this bundle ({other.name})"
-            raise problems().error("bundle-target", detail=detail)
+            detail = f"holds something else than media of this bundle ({other.name})"
+            raise problems().error("bundle-folder", folder=output, detail=detail)
     missing = [
         (medium, part)
         for medium in media

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -21,6 +22,7 @@ from dsprov.bundle.gather import Wanted
 # What manylinux promises stands for every glibc up to that of the oldest supported system (2.35).
 _GLIBC = 35
 _TIMEOUT = 60
+_AT_ONCE = 8
 
 
 def rows(requirements: str, python: str, arch: str) -> Iterator[tuple[Requirement, frozenset[str]]]:
@@ -69,31 +71,33 @@ def wanted(requirements: str, python: str, arch: str, index: str) -> list[Wanted
         ProblemError: bundle-source; a package has none of the files that its digests name, for this Python.
     """
     ranks = tags(python, arch)
-    found: list[Wanted] = []
-    for requirement, digests in rows(requirements, python, arch):
-        project = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        page = f"{index.rstrip('/')}/{project}/"
-        links = _links(page)
-        fitting = [
-            (rank, name, digest)
-            for name, (_url, digest) in links.items()
-            if digest in digests and (rank := _rank(name, ranks)) is not None
-        ]
-        if not fitting:
-            detail = f"{page} has no file for Python {python} among the digests of the requirements"
-            raise problems().error("bundle-source", name=str(requirement), detail=detail)
-        _, name, digest = min(fitting)
-        found.append(
-            Wanted(
-                path=f"wheels/{project}/{name}",
-                name=name,
-                sha256=str(digest),
-                bytes=0,
-                sources=(f"pypi:{project}/{name}",),
-                index=index,
-            )
-        )
-    return found
+    asked = list(rows(requirements, python, arch))
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        return list(pool.map(lambda row: _choose(row[0], row[1], python, index, ranks), asked))
+
+
+def _choose(
+    requirement: Requirement, digests: frozenset[str], python: str, index: str, ranks: Mapping[Tag, int]
+) -> Wanted:
+    project = re.sub(r"[-_.]+", "-", requirement.name).lower()
+    page = f"{index.rstrip('/')}/{project}/"
+    fitting = [
+        (rank, name, digest)
+        for name, (_url, digest) in _links(page).items()
+        if digest in digests and (rank := _rank(name, ranks)) is not None
+    ]
+    if not fitting:
+        detail = f"{wire.shown(page)} has no file for Python {python} among the digests of the requirements"
+        raise problems().error("bundle-source", name=str(requirement), detail=detail)
+    _, name, digest = min(fitting)
+    return Wanted(
+        path=f"wheels/{project}/{name}",
+        name=name,
+        sha256=str(digest),
+        bytes=0,
+        sources=(f"pypi:{project}/{name}",),
+        index=index,
+    )
 
 
 def _links(page: str) -> dict[str, tuple[str, str | None]]:
@@ -111,7 +115,7 @@ def _links(page: str) -> dict[str, tuple[str, str | None]]:
         line.close()
 
 
-def _rank(name: str, ranks: dict[Tag, int]) -> int | None:
+def _rank(name: str, ranks: Mapping[Tag, int]) -> int | None:
     """How well a file suits; a source archive comes last, None does not suit."""
     if name.endswith((".tar.gz", ".zip")):
         return len(ranks)

@@ -114,6 +114,7 @@ def create(
 
     tier_path(tier)
     making.check_systems(systems)
+    making.check_output(output)
     named = {"dsprov_engine": engine, "dsprov_model": model, "dsprov_variant": variant}
     chosen = tuple(f"{key}={value}" for key, value in named.items() if value)
     order = making.Order(tier, systems, facts, inventories, (*overrides, *chosen), channel, output)

@@ -30,7 +30,8 @@ def report(outcome: Outcome) -> None:
 @click.command(help="Preflight: reachability, variables, plan, ports, disk. Changes nothing.")
 @options.inventory
 @options.tier
+@options.bundle
 @options.run_options
-def command(inventories: tuple[Path, ...], tier: str, **choices: Any) -> int:
+def command(inventories: tuple[Path, ...], tier: str, bundle: tuple[Path, ...], **choices: Any) -> int:
     """Runs the same preflight as install, and stops there."""
-    return run_verb("check", inventories, tier=tier, report=report, **choices)
+    return run_verb("check", inventories, tier=tier, report=report, bundle=bundle, **choices)

@@ -20,17 +20,12 @@ if TYPE_CHECKING:
 @options.inventory
 @options.tier
 @click.option("--dry-run", is_flag=True, help="Say what would change, with differences; change nothing.")
-@click.option(
-    "--bundle", "bundle", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
-    help="Take everything from this offline bundle; once for each folder of one that was cut.",
-)  # fmt: skip
+@options.bundle
 @options.run_options
 def command(
     inventories: tuple[Path, ...], tier: str, dry_run: bool, bundle: tuple[Path, ...], **choices: Any
 ) -> int:
     """Preflight, converge, accept."""
-    if bundle and choices["channel"]:
-        raise click.UsageError(t("--channel has no place beside --bundle", "--channel 不能与 --bundle 同用"))
 
     def report(outcome: Outcome) -> None:
         summary(outcome, dry_run)
