@@ -23,6 +23,8 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+# What the manifest is checked by: one line as sha256sum writes it.
+SUM = "manifest.sha256"
 PIECE_BYTES = 256 * 1024 * 1024
 CUT = ".cut-"
 # Where a host finds the bundle unless dsprov_bundle_port says otherwise.
@@ -144,6 +146,23 @@ def manifest_bytes(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def sum_bytes(manifest: bytes) -> bytes:
+    """The line that a manifest is checked by."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def write_manifest(folder: Path, manifest: bytes) -> None:
+    """Makes a folder of files a bundle: the manifest comes last, in one step."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name, data in ((SUM, sum_bytes(manifest)), (MANIFEST, manifest)):
+        part = folder / f".{name}.part"
+        with part.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        part.replace(folder / name)
+
+
 def split_folders(text: str) -> tuple[Path, ...]:
     """Folders from one text, as PATH has them."""
     return tuple(Path(part) for part in text.split(os.pathsep) if part)
@@ -153,7 +172,7 @@ def open_bundle(folders: Sequence[Path]) -> Bundle:
     """Reads and checks the manifest; no other byte.
 
     Raises:
-        ProblemError: bundle-missing, bundle-newer, document-invalid, bundle-differs.
+        ProblemError: bundle-missing, bundle-damaged, bundle-differs, bundle-newer, document-invalid.
     """
     found: list[tuple[Path, bytes]] = []
     for folder in folders:
@@ -165,6 +184,9 @@ def open_bundle(folders: Sequence[Path]) -> Bundle:
         except OSError as error:
             raise damaged(path, error.strerror or str(error)) from error
     (path, raw), *others = found
+    for one, text in found:
+        if _read(one.with_name(SUM)) != sum_bytes(text):
+            raise damaged(one, f"does not match {SUM} beside it")
     for other, text in others:
         if text != raw:
             raise catalogue.problems().error("bundle-differs", file=other, first=path)
@@ -174,6 +196,13 @@ def open_bundle(folders: Sequence[Path]) -> Bundle:
         raise catalogue.problems().error("bundle-newer", file=path, version=version)
     catalogue.check(document, catalogue.read_yaml(catalogue.CATALOG / "schema" / "bundle.yml"), None, path)
     return Bundle(tuple(folder.resolve() for folder in folders), document, hashlib.sha256(raw).hexdigest())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True)

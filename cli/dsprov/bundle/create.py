@@ -18,6 +18,7 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.bundle import (
     SCHEMA,
     Row,
     manifest_bytes,
+    write_manifest,
 )
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
     catalogue,
@@ -342,6 +343,4 @@ class Maker:
                         file.rmdir()
                 elif file.relative_to(self.folder).as_posix() not in kept:
                     file.unlink()
-        part = self.folder / WORK / MANIFEST
-        part.write_bytes(raw)
-        part.replace(manifest)
+        write_manifest(self.folder, raw)

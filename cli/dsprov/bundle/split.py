@@ -16,6 +16,8 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.bundle import (
     Bundle,
     Row,
     Segment,
+    sum_bytes,
+    write_manifest,
 )
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
 
@@ -70,7 +72,8 @@ def lay_out(bundle: Bundle, size: int) -> list[Medium]:
     Raises:
         ProblemError: bundle-size; the manifest alone leaves no room.
     """
-    manifest = (bundle.folders[0] / MANIFEST).stat().st_size
+    raw = (bundle.folders[0] / MANIFEST).read_bytes()
+    manifest = len(raw) + len(sum_bytes(raw))
     room = size - manifest
     if room < _LEAST:
         needed = human_bytes(manifest + _LEAST)
@@ -124,7 +127,7 @@ def write(
     progress(bundle.bytes - needed)
     for medium in media:
         (output / medium.name).mkdir(exist_ok=True)
-        (output / medium.name / MANIFEST).write_bytes(raw)
+        write_manifest(output / medium.name, raw)
     for medium, part in missing:
         target = output / medium.name / part.path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.bundle import (
-    MANIFEST,
     Row,
     hash_file,
     manifest_bytes,
+    write_manifest,
 )
 
 MIB = 1024 * 1024
@@ -57,7 +57,7 @@ def make(tmp_path: Path) -> Make:
             "files": rows,
             **(over or {}),
         }
-        (folder / MANIFEST).write_bytes(manifest_bytes(document))
+        write_manifest(folder, manifest_bytes(document))
         return folder
 
     return write

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import ProblemError
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import bundle as bundles
 from dsprov.bundle import split
 from tests.conftest import Dsprov
@@ -122,10 +123,26 @@ def test_a_manifest_that_cannot_be_used(
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
 def test_a_torn_manifest(content: bytes, make: Make, dsprov: Dsprov) -> None:
     folder = make()
-    (folder / bundles.MANIFEST).write_bytes(content)
+    bundles.write_manifest(folder, content)
     said = dsprov("bundle", "show", folder)
     assert said.code == 2
     assert str(folder) in said.one_line()
+
+
+@pytest.mark.parametrize("name", [bundles.MANIFEST, bundles.SUM])
+def test_a_flipped_bit_anywhere_in_the_manifest(name: str, make: Make) -> None:
+    folder = make()
+    file = folder / name
+    good = file.read_bytes()
+    for index in range(len(good)):
+        file.write_bytes(good[:index] + bytes([good[index] ^ 1 << index % 8]) + good[index + 1 :])
+        with pytest.raises(ProblemError) as caught:
+            bundles.open_bundle([folder])
+        assert caught.value.problem["code"] == "bundle-damaged", index
+        assert str(folder / bundles.MANIFEST) in caught.value.problem["message"]["en"]
+    file.unlink()
+    with pytest.raises(ProblemError):
+        bundles.open_bundle([folder])
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path, dsprov: Dsprov) -> None:
