@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,15 +18,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, pieces, wire
-from tests.fixtures.hub import MIB, Answer, Ask, Content, Hub
-
-SIZE = 24 * MIB + 12345
-
-
-@functools.cache
-def content(size: int = SIZE, seed: int = 1) -> tuple[Content, str]:
-    made = Content(size, seed)
-    return made, made.sha256()
+from tests.fixtures.downloads import SIZE, content, fetcher, killed_again_and_again, noted
+from tests.fixtures.hub import MIB, Answer, Ask, Hub
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +47,6 @@ def hub() -> Iterator[Hub]:
 def other() -> Iterator[Hub]:
     with Hub(content()[0]) as served:
         yield served
-
-
-def fetcher(folder: Path, size: int | None = SIZE, **more: Any) -> fetch.Fetcher:
-    options: dict[str, Any] = {"stall": 5.0, "takeover": 2.0, "connect_timeout": 2.0, **more}
-    options.setdefault("sha256", content()[1])
-    return fetch.Fetcher(name="model", part=str(folder / "model.part"), size=size, **options)
 
 
 def whole(folder: Path, size: int = SIZE, seed: int = 1) -> bool:
@@ -444,64 +429,8 @@ def test_a_read_only_disk(hub: Hub, small_disk: Path) -> None:
 # Kills, restarts, damage
 
 
-PROGRAM = """
-import sys, signal
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch
-part, sha256, size, *sources = sys.argv[1:]
-work = fetch.Fetcher(name="model", part=part, sha256=sha256, size=int(size))
-signal.signal(signal.SIGTERM, lambda *_: work.stop())
-work.fetch(sources)
-print(work.outcome.bytes_kept, work.outcome.bytes_fetched)
-"""
-
-
-def run(folder: Path, sha256: str, size: int, url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder / "model.part"), sha256, str(size), url],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-
-
-def noted(folder: Path) -> int:
-    """How many bytes the journal vouches for."""
-    there = pieces.Journal(str(folder / "model.part.journal")).read().there
-    return sum(end - first for first, end, _origin in there)
-
-
-def killed_again_and_again(folder: Path, size: int, kind: int, rate: float, kills: int, wait: float) -> None:
-    made, sha256 = content(size, 9)
-    chance = random.Random(kind)
-    with Hub(made, lambda ask: Answer(rate=rate)) as hub:
-        for kill in range(kills):
-            vouched = noted(folder)
-            process = run(folder, sha256, size, hub.url)
-            # Some at any moment, its start among them; some when it got further, however slow the machine.
-            while kill % 2 and noted(folder) == vouched and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(chance.random() * wait)
-            process.send_signal(kind)
-            process.communicate()
-            assert noted(folder) >= vouched
-        vouched, before = noted(folder), len(hub.asks)
-        assert vouched > 0
-        process = run(folder, sha256, size, hub.url)
-        said, _ = process.communicate(timeout=300)
-        kept, fetched = (int(word) for word in said.split())
-        assert files.sha256_file(str(folder / "model.part")) == sha256
-        # The server itself counts: nothing that the journal vouched for crossed the wire again.
-        assert kept == vouched and fetched == size - vouched
-        assert sum(ask.sent for ask in hub.asks[before:]) == size - vouched
-        if kind == signal.SIGTERM:
-            assert hub.sent <= size * 1.1 + kills * 2 * MIB
-
-
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-def test_kills_lose_nothing_that_was_noted(
-    tmp_path: Path, kind: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kills_lose_nothing_that_was_noted(tmp_path: Path, kind: signal.Signals) -> None:
     killed_again_and_again(tmp_path, 64 * MIB, kind, 2e6, 4, 0.8)
 
 
@@ -581,77 +510,3 @@ def test_a_damaged_file_is_repaired_piece_by_piece(hub: Hub, tmp_path: Path, pla
     assert not path.exists()
     fetcher(tmp_path).fetch([hub.url])
     assert whole(tmp_path) and 0 < hub.sent <= len(places) * MIB
-
-
-@pytest.mark.slow
-class TestTwoGiB:
-    """The same at the size of a model's shard, 2 GiB; minutes."""
-
-    SIZE = 2048 * MIB
-
-    def fetch(self, folder: Path, *sources: str, **more: Any) -> fetch.Outcome:
-        _made, sha256 = content(self.SIZE, 9)
-        outcome = fetcher(folder, self.SIZE, sha256=sha256, **more).fetch(list(sources))
-        assert files.sha256_file(str(folder / "model.part")) == sha256
-        return outcome
-
-    def test_cuts(self, tmp_path: Path) -> None:
-        chance = random.Random(3)
-        with Hub(
-            content(self.SIZE, 9)[0], lambda ask: Answer(cut_after=chance.randrange(1, 40 * MIB))
-        ) as hub:
-            outcome = self.fetch(tmp_path, hub.url)
-            print(f"sent {hub.sent / self.SIZE - 1:.2%} too much, {len(hub.asks)} requests")
-            assert hub.sent <= self.SIZE * 1.05 and outcome.bytes_fetched <= self.SIZE * 1.05
-
-    def test_everything_at_once(self, tmp_path: Path) -> None:
-        """Each request meets another trouble; the run still ends in a whole file."""
-        chance = random.Random(4)
-
-        def behave(ask: Ask) -> Answer:
-            return chance.choices(
-                [
-                    Answer(),
-                    Answer(cut_after=chance.randrange(8 * MIB)),
-                    Answer(cut_after=chance.randrange(8 * MIB), reset=True),
-                    Answer(503, {"Retry-After": "0"}),
-                    Answer(429, {"Retry-After": "1"}),
-                    Answer(500),
-                    Answer(stall_after=chance.randrange(8 * MIB)),
-                    Answer(302, {"Location": f"/r{ask.number}"}),
-                    Answer(length=5),
-                ],
-                [40, 10, 4, 2, 1, 2, 1, 5, 1],
-            )[0]
-
-        with Hub(content(self.SIZE, 9)[0], behave) as hub:
-            self.fetch(tmp_path, hub.url + "/a", hub.url + "/b", stall=3.0)
-
-    def test_stall_with_the_defaults(self, tmp_path: Path) -> None:
-        made = content(self.SIZE, 9)[0]
-        with Hub(made, lambda ask: Answer(stall_after=20 * MIB)) as hub, Hub(made) as other:
-            seen: list[tuple[float, str]] = []
-            began = time.monotonic()
-            self.fetch(
-                tmp_path,
-                hub.url + "/a",
-                other.url + "/b",
-                stall=60.0,
-                takeover=20.0,
-                connect_timeout=15.0,
-                progress=lambda now: seen.append((time.monotonic() - began, now.source)),
-            )
-            first = next(moment for moment, source in seen if source.endswith("/b"))
-            print(f"the second source took over after {first:.1f} s")
-            assert first < 30
-
-    @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-    def test_ten_kills(self, tmp_path: Path, kind: signal.Signals) -> None:
-        killed_again_and_again(tmp_path, self.SIZE, kind, 20e6, 10, 3.0)
-
-    def test_memory(self, tmp_path: Path) -> None:
-        with Hub(content(self.SIZE, 9)[0]) as hub:
-            process = run(tmp_path, content(self.SIZE, 9)[1], self.SIZE, hub.url)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.communicate()
-            assert status == 0 and usage.ru_maxrss < 100 * 1024, usage.ru_maxrss
