@@ -471,7 +471,7 @@ class Fetcher:
     # The way through the sources
 
     def _bring(self) -> None:
-        number, round_began = 0, self._coverage.bytes
+        number, round_began, turns = 0, self._coverage.bytes, len(self._links)
         while True:
             if self._complete():
                 if self._judge():
@@ -489,11 +489,11 @@ class Fetcher:
                 round_began, number = self._coverage.bytes, 0
                 if any(self._usable(link) for link in self._links):
                     continue
-            suspects = [link for link in self._links if link.suspect]
-            if suspects:
-                # The others cannot replace what is in doubt; the doubted have the last word, alone.
-                for link in suspects:
-                    link.suspect = False
+            if turns > 0 and any(link.suspect for link in self._links):
+                # The others cannot replace what is in doubt: now the doubted have a turn without them.
+                turns -= 1
+                for link in self._links:
+                    link.suspect = not link.suspect
                 self._forget(set(range(len(self._origins))))
                 number, round_began = 0, 0
                 continue

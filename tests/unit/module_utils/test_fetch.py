@@ -308,6 +308,23 @@ def test_of_two_sources_one_lies(hub: Hub, other: Hub, tmp_path: Path, liar: int
     assert other.sent <= SIZE + 64 * 1024
 
 
+@pytest.mark.parametrize("liar", [0, 1])
+def test_one_breaks_off_for_good_and_one_lies(hub: Hub, other: Hub, tmp_path: Path, liar: int) -> None:
+    def first(ask: Ask) -> Answer:
+        return Answer(wrong_at=2 * MIB if liar == 0 else None) if ask.number < 15 else Answer(502)
+
+    hub.behave = first
+    other.behave = lambda ask: Answer(wrong_at=20 * MIB if liar == 1 else None)
+    work = fetcher(tmp_path)
+    if liar == 1:
+        with pytest.raises(files.FileError, match="no source gave the file"):
+            work.fetch([hub.url, other.url])
+    else:
+        work.fetch([hub.url, other.url])
+        assert whole(tmp_path)
+    assert other.sent <= 2 * SIZE
+
+
 def test_a_file_that_changes_midway_is_never_spliced(hub: Hub, tmp_path: Path) -> None:
     old, _ = content(SIZE, 2)
 
