@@ -156,11 +156,14 @@ def _engines(request: Request, catalogue: Mapping[str, Any]) -> list[str]:
         return [request.engine]
     model = catalogue["models"].get(request.model, {"parameters": 0, "variants": {}})
     names = list(_preference(model, catalogue)["engines"])
-    wished = model["variants"].get(request.variant)
+    known = model["variants"]
+    wished = {
+        row["format"] for row in ([known[request.variant]] if request.variant in known else known.values())
+    }
     rows = catalogue["engines"]
-    if wished and not any(wished["format"] in rows[name]["formats"] for name in names if name in rows):
+    if wished and not any(wished & set(rows[name]["formats"]) for name in names if name in rows):
         # Weights that none of the preferred engines loads, but that somebody asks for by name.
-        return [name for name, row in rows.items() if wished["format"] in row["formats"]]
+        return [name for name, row in rows.items() if wished & set(row["formats"])]
     return names
 
 

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 MARK = "# Kept by dsprov"
+# An error as Python prints it, also behind what a logger puts before each line.
+_ERROR = re.compile(r"(?m)(?:^|[ \]])((?:[A-Za-z_]+\.)*[A-Z]\w*(?:Error|Exception)): (.+)$")
+# What the processes around the failed one say of it.
+_SEQUEL = re.compile(r"(?i)(initialization failed|root cause|engine core|died unexpectedly)")
 _PROPERTIES = "LoadState,FragmentPath,DropInPaths,ActiveState,UnitFileState,MainPID,User,NRestarts"
 
 
@@ -94,6 +98,28 @@ def last_words(unit: str, lines: int = 4) -> str:
     """The end of a service's log on one line."""
     text = run(["journalctl", f"_SYSTEMD_UNIT={unit}", f"--lines={lines}", "--output=cat", "--no-pager"])
     return " | ".join(line.strip()[:300] for line in text.splitlines() if line.strip()) or "none"
+
+
+def cause(unit: str) -> str:
+    """Why a service fell over, by its log: the first error that names itself, else its last words."""
+    if "oom-kill" in run(["systemctl", "show", unit, "--property=Result"]):
+        return "out of memory: the kernel ended it"
+    text = run(["journalctl", f"--unit={unit}", "--lines=3000", "--output=cat", "--no-pager"])
+    return named_error(text, f"Started {unit}") or f"its last words: {last_words(unit)}"
+
+
+def named_error(log: str, start: str) -> str:
+    """The error that brought a Python program down; empty where there is none.
+
+    Args:
+        log: what it said, over several starts.
+        start: how the line begins that systemd writes at each of them.
+    """
+    for run_of_it in reversed(log.split(start)):
+        for name, words in _ERROR.findall(run_of_it):
+            if not _SEQUEL.search(words):
+                return f"{name}: {words.strip()[:300]}"
+    return ""
 
 
 def listener(port: int) -> tuple[int, str]:

@@ -101,7 +101,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dsprov.appliance.plugins.module_utils.units import Unit, last_words
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import Unit, cause, last_words
 
 # Whatever proxy the host has is for the world outside, never for its own service.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -179,12 +179,10 @@ class Check:
                 raise CheckError(f"{self.url} refuses the key in {self.params['key_file']}; restart {unit}")
             now = Unit.read(unit)
             if now.failed or now.restarts >= first + FALLS or (not now.active and not now.pid):
-                raise CheckError(f"{unit} starts and falls over; its last words: {last_words(unit)}")
+                raise CheckError(f"{unit} starts and falls over; {cause(unit)}")
             if waited >= self.params["wait"]:
                 said = f"answers {status}" if status else f"does not answer ({answer})"
-                raise CheckError(
-                    f"{self.url} {said} after {self.params['wait']} s; its last words: {last_words(unit)}"
-                )
+                raise CheckError(f"{self.url} {said} after {self.params['wait']} s; {cause(unit)}")
             time.sleep(self.pause)
 
     def _answer(self) -> dict[str, Any]:

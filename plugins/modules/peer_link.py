@@ -33,7 +33,7 @@ options:
   linger:
     description: Seconds after which the listener ends.
     type: int
-    default: 60
+    default: 180
   peers:
     description: Addresses of the other hosts.
     type: list
@@ -44,9 +44,9 @@ options:
     type: float
     default: 1.0
   patience:
-    description: Seconds to try to reach a peer.
+    description: Seconds to try to reach a peer, which may still be busy starting its listener.
     type: float
-    default: 15.0
+    default: 30.0
   minimum_mbps:
     description: Rate, in megabits a second, below which the link is refused; V(0) refuses none.
     type: int
@@ -210,10 +210,10 @@ def main() -> None:
             "port": {"type": "int", "required": True},
             "token": {"type": "str", "required": True, "no_log": True},
             "listen": {"type": "bool", "default": False},
-            "linger": {"type": "int", "default": 60},
+            "linger": {"type": "int", "default": 180},
             "peers": {"type": "list", "elements": "str", "default": []},
             "seconds": {"type": "float", "default": 1.0},
-            "patience": {"type": "float", "default": 15.0},
+            "patience": {"type": "float", "default": 30.0},
             "minimum_mbps": {"type": "int", "default": 0},
         },
         supports_check_mode=True,

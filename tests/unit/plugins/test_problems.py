@@ -105,6 +105,9 @@ def test_both_languages_say_the_same(code: str) -> None:
     ("text", "code"),
     [
         ("Missing sudo password", "sudo-missing"),
+        ("x.service starts and falls over; torch.OutOfMemoryError: CUDA out of memory.", "engine-memory"),
+        ("x.service starts and falls over; out of memory: the kernel ended it", "engine-memory"),
+        ("x.service starts and falls over; ValueError: no such file", None),
         ("integrator is not in the sudoers file.", "sudo-missing"),
         ("sudo: a password is required", "sudo-missing"),
         ("/bin/sh: 1: sudo: not found", "sudo-missing"),

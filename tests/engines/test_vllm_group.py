@@ -1,0 +1,147 @@
+"""Tier flagship on two hosts that imitate 8 x H20-3e: the whole run, and what happens to one host afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import exec_line
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+PROJECT = os.environ.get("DSPROV_TEST_PROJECT", "tests") + "-group"
+INVENTORY = ROOT / ".lab" / PROJECT / "hosts.ini"
+DSPROV = Path(sys.executable).with_name("dsprov")
+UNIT = "dsprov-vllm.service"
+BIN = "/opt/dsprov/vllm/current/bin"
+# The CPU build cannot hand layers from host to host, but it can share each of them.
+WISHES = (
+    *("-e", "dsprov_model=tiny-v3", "-e", "dsprov_engine=vllm", "-e", "dsprov_vllm_build=cpu"),
+    *("-e", "dsprov_nodes=2", "-e", "dsprov_placement=tensor", "-e", "dsprov_web_ui=false"),
+)
+# A start takes a minute on two idle cores.
+PATIENCE = 1500
+ASK = (
+    "import json,urllib.request as r;"
+    "k=open('/etc/dsprov/secrets/vllm-api-key').read().strip();"
+    "h={'Content-Type':'application/json','Authorization':'Bearer '+k};"
+    "b=json.dumps({'model':'tiny-v3','messages':[{'role':'user','content':'Hi'}],'max_tokens':8}).encode();"
+    "print(r.urlopen(r.Request('http://127.0.0.1:11436/v1/chat/completions',b,h),timeout=60).read().decode())"
+)
+
+
+def run(*words: str) -> str:
+    """A command of this machine."""
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, sep="\n")
+    assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def sh(host: str, *words: str, check: bool = True) -> str:
+    """A command as root on a host."""
+    argv = ["docker", "exec", f"dsprov-lab-{PROJECT}-{host}", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+def answers() -> bool:
+    said = sh("head", "python3", "-c", ASK, check=False)
+    return bool(said) and json.loads(said)["usage"]["completion_tokens"] > 0
+
+
+def comes_back() -> bool:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if answers():
+            return True
+        time.sleep(5)
+    return False
+
+
+def start_of(host: str) -> str:
+    """systemd's name for this start of the service."""
+    return sh(host, "systemctl", "show", UNIT, "--property=InvocationID", "--value").strip()
+
+
+def starts_anew(host: str, before: str) -> bool:
+    until = time.monotonic() + 180
+    while time.monotonic() < until:
+        if start_of(host) not in ("", before):
+            return True
+        time.sleep(2)
+    return False
+
+
+@pytest.fixture(scope="module")
+def plan() -> Iterator[dict[str, Any]]:
+    """The group, installed; the plan that the command line showed before."""
+    lab = (sys.executable, "-m", "tests.lab")
+    hosts = ("--host", "head=debian-12", "--host", "worker=debian-12")
+    run(*lab, "up", "--fresh", "--project", PROJECT, *hosts, "--artifacts", "tiny")
+    try:
+        for host in ("head", "worker"):
+            run(*lab, "hardware", "--project", PROJECT, host, "8 x H20-141")
+        tier = ("--tier", "flagship", "-i", str(INVENTORY), *WISHES)
+        shown: dict[str, Any] = json.loads(run(str(DSPROV), "plan", "--json", *tier))
+        run(str(DSPROV), "install", *tier)
+        yield shown
+    finally:
+        run(*lab, "down", "--project", PROJECT)
+
+
+def test_units_are_what_the_plan_said(plan: dict[str, Any]) -> None:
+    assert [row["role"] for row in plan["hosts"]] == ["head", "worker"]
+    for row in plan["hosts"]:
+        text = sh(row["name"], "cat", f"/etc/systemd/system/{UNIT}")
+        words = [f"{BIN}/{row['command'][0]}", *row["command"][1:]]
+        assert f"\nExecStart={exec_line(words)}\n" in text
+        for name, value in row["environment"].items():
+            assert f'\nEnvironment="{name}={value}"\n' in text
+        assert "VLLM_API_KEY=" not in text
+    assert answers()
+
+
+def test_strangers_are_kept_away(plan: dict[str, Any]) -> None:
+    head = plan["hosts"][0]["environment"]["VLLM_HOST_IP"]
+    probe = f"import socket; socket.create_connection(('{head}', 29500), 3)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False, capture_output=True).returncode != 0
+    sh("worker", "python3", "-c", probe)
+
+
+@pytest.mark.parametrize("signal", ["KILL", "TERM"])
+def test_a_killed_worker_brings_the_group_back(plan: dict[str, Any], signal: str) -> None:
+    before = start_of("head")
+    sh("worker", "systemctl", "kill", f"--signal={signal}", UNIT)
+    assert starts_anew("head", before)
+    assert comes_back()
+
+
+def test_a_stopped_worker_brings_the_group_back_when_it_starts(plan: dict[str, Any]) -> None:
+    before = start_of("head")
+    sh("worker", "systemctl", "stop", UNIT)
+    assert starts_anew("head", before)
+    assert not answers()
+    sh("worker", "systemctl", "start", UNIT)
+    assert comes_back()
+
+
+def test_a_worker_cut_off_the_network_brings_the_group_back(plan: dict[str, Any]) -> None:
+    before = {host: start_of(host) for host in ("head", "worker")}
+    rule = "add table ip cut; add chain ip cut in { type filter hook input priority -300; policy drop; }"
+    sh("worker", "nft", rule)
+    try:
+        assert all(starts_anew(host, one) for host, one in before.items())
+    finally:
+        sh("worker", "nft", "delete table ip cut")
+    assert comes_back()

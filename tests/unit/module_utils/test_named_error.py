@@ -1,0 +1,40 @@
+"""The error that ended a service, by its log."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import named_error
+
+START = "Started dsprov-vllm.service"
+# As vLLM 0.32 wrote it in the lab, shortened.
+MEMORY = f"""{START} - vLLM.
+(EngineCore pid=2909) ERROR 11-22 02:58:38 [core.py:1510] EngineCore failed to start.
+(EngineCore pid=2909) ERROR 11-22 02:58:38 [core.py:1510] Traceback (most recent call last):
+(EngineCore pid=2909) ERROR 11-22 02:58:38 [core.py:1510]     raise RuntimeError(
+(EngineCore pid=2909) ERROR 11-22 02:58:38 [core.py:1510] RuntimeError: Insufficient space in shm.
+    raise RuntimeError(
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {{}}
+dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (MEMORY, "RuntimeError: Insufficient space in shm."),
+        (MEMORY + f"{START} - vLLM.\nW1122 triton not found\n", "RuntimeError: Insufficient space"),
+        (MEMORY + f"{START} - vLLM.\nOSError: [Errno 98] Address already in use\n", "OSError: [Errno 98]"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+            "torch.OutOfMemoryError: CUDA",
+        ),
+        ("INFO all is well\n", ""),
+        ("RuntimeError: Engine core initialization failed. See root cause above.", ""),
+        ("", ""),
+    ],
+)
+def test_the_first_error_of_the_last_start_that_failed(log: str, said: str) -> None:
+    found = named_error(log, START)
+    assert found.startswith(said)
+    assert bool(found) is bool(said)
