@@ -31,11 +31,11 @@ options:
     type: bool
     default: false
   linger:
-    description: Seconds after which the listener ends.
+    description: Seconds after which the listener ends, also where not every peer has called.
     type: int
-    default: 180
+    default: 120
   peers:
-    description: Addresses of the other hosts.
+    description: Addresses of the other hosts, each of which calls the listener once.
     type: list
     elements: str
     default: []
@@ -61,8 +61,12 @@ author:
 
 EXAMPLES = r"""
 - name: Listen for the others
-  dsprov.appliance.peer_link: {address: 10.0.0.1, port: 29500, token: "{{ word }}", listen: true}
-  no_log: true
+  dsprov.appliance.peer_link:
+    address: 10.0.0.1
+    port: 29500
+    token: "{{ word }}"
+    peers: [10.0.0.2]
+    listen: true
 
 - name: Measure the network between the hosts
   dsprov.appliance.peer_link: {address: 10.0.0.1, port: 29500, token: "{{ word }}", peers: [10.0.0.2]}
@@ -94,10 +98,10 @@ class LinkError(Exception):
     """Says which way is closed or slow, and what to do."""
 
 
-def serve(listener: socket.socket, token: str, linger: float) -> None:
-    """Take connections, swallow what comes, and answer how much it was, until the time is up."""
+def serve(listener: socket.socket, token: str, linger: float, callers: int) -> None:
+    """Swallow what so many callers send, and answer how much it was, until the time is up."""
     until = time.monotonic() + linger
-    while (left := until - time.monotonic()) > 0:
+    while callers and (left := until - time.monotonic()) > 0:
         try:
             listener.settimeout(left)
             link, _peer = listener.accept()
@@ -112,6 +116,7 @@ def serve(listener: socket.socket, token: str, linger: float) -> None:
             while data := link.recv(BLOCK):
                 total += len(data)
             link.sendall(COUNT.pack(total))
+            callers -= 1
 
 
 def _exactly(link: socket.socket, size: int) -> bytes:
@@ -121,7 +126,7 @@ def _exactly(link: socket.socket, size: int) -> bytes:
     return data
 
 
-def leave_behind(listener: socket.socket, token: str, linger: float) -> None:
+def leave_behind(listener: socket.socket, token: str, linger: float, callers: int) -> None:
     """Serve in a process of its own, which holds on to nothing of ours."""
     if os.fork():
         return
@@ -132,7 +137,7 @@ def leave_behind(listener: socket.socket, token: str, linger: float) -> None:
     for handle in (0, 1, 2):
         os.dup2(null, handle)
     try:
-        serve(listener, token, linger)
+        serve(listener, token, linger, callers)
     finally:
         os._exit(0)
 
@@ -188,7 +193,7 @@ def run(params: dict[str, Any]) -> dict[str, Any]:
         except OSError as error:
             raise LinkError(f"cannot listen on {own} port {port}: {error.strerror or error}") from None
         listener.listen(16)
-        leave_behind(listener, token, params["linger"])
+        leave_behind(listener, token, params["linger"], len(params["peers"]))
         return {"links": []}
     rows = []
     for peer in params["peers"]:
@@ -210,7 +215,7 @@ def main() -> None:
             "port": {"type": "int", "required": True},
             "token": {"type": "str", "required": True, "no_log": True},
             "listen": {"type": "bool", "default": False},
-            "linger": {"type": "int", "default": 180},
+            "linger": {"type": "int", "default": 120},
             "peers": {"type": "list", "elements": "str", "default": []},
             "seconds": {"type": "float", "default": 1.0},
             "patience": {"type": "float", "default": 30.0},

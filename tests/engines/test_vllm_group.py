@@ -1,4 +1,4 @@
-"""Tier flagship on two hosts that imitate 8 x H20-3e: the whole run, and what happens to one host afterwards."""
+"""Tier flagship on two hosts that imitate 8 x H20-3e: the whole run, and what befalls one host then."""
 
 from __future__ import annotations
 

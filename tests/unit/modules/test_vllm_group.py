@@ -124,7 +124,7 @@ def test_ping() -> None:
 def listener() -> Iterator[int]:
     """A listener as the module leaves it behind, in a thread of ours; its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=peer_link.serve, args=(server, WORD, 30), daemon=True)
+        thread = threading.Thread(target=peer_link.serve, args=(server, WORD, 30, 2), daemon=True)
         thread.start()
         yield int(server.getsockname()[1])
 
@@ -134,6 +134,15 @@ def test_what_gets_through_is_measured(listener: int) -> None:
     assert rate > 100
     again = peer_link.measure("127.0.0.1", "127.0.0.1", listener, WORD, 0.1, 5)
     assert again > 100
+
+
+def test_the_listener_ends_after_its_callers(listener: int) -> None:
+    for _ in range(2):
+        peer_link.measure("127.0.0.1", "127.0.0.1", listener, WORD, 0.05, 5)
+    serving = [one for one in threading.enumerate() if one.name.endswith("(serve)")]
+    for one in serving:
+        one.join(5)
+    assert not any(one.is_alive() for one in serving[-1:])
 
 
 def test_a_stranger_gets_nothing(listener: int) -> None:
