@@ -59,11 +59,12 @@ found:
 """
 
 import urllib.error
+import urllib.request
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, openpgp
+from ansible_collections.dsprov.appliance.plugins.module_utils import files, openpgp, wire
 
 MOST_BYTES = 1 << 20
 PATIENCE = 30.0
@@ -88,7 +89,8 @@ def wrong(data: bytes, wanted: set[str]) -> str:
 
 def get(url: str) -> bytes:
     """A key file's bytes; raises OSError or ValueError."""
-    with fetch.make_opener(10).open(url, timeout=PATIENCE) as answer:
+    request = urllib.request.Request(url, headers={"User-Agent": "dsprov"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         data: bytes = answer.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError("far too long for a key")
@@ -112,12 +114,12 @@ def ensure(dest: str, sources: list[str], wanted: set[str], check: bool) -> dict
             data = get(url)
             trouble = wrong(data, wanted)
         except (OSError, ValueError, urllib.error.URLError) as error:
-            trouble = fetch.explain(error, PATIENCE)
+            trouble = wire.explain(error, PATIENCE)
         if not trouble:
             files.make_parents(dest)
             files.atomic_write(dest, openpgp.dearmour(data), 0o644)
-            return {"changed": True, "source": fetch.shown(url), "found": openpgp.fingerprints(data)}
-        said.append(f"{fetch.shown(url)}: {trouble}")
+            return {"changed": True, "source": wire.shown(url), "found": openpgp.fingerprints(data)}
+        said.append(f"{wire.shown(url)}: {trouble}")
     raise files.FileError(
         f"no source has the repository's key: {'; '.join(said)}; set a mirror that has it in dsprov_mirrors"
     )

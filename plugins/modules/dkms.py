@@ -161,8 +161,8 @@ def last(done: subprocess.CompletedProcess[str]) -> str:
 
 def ensure(packages: list[str], kernel: str, check: bool) -> dict[str, Any]:
     """Build what is missing; the result of the module."""
-    have = installed()
     wanted = [(*one, target) for one in sources(packages) for target in targets(kernel)]
+    have = installed() if wanted else set()
     built = []
     for name, version, target in wanted:
         if (name, version, target) not in have:

@@ -27,6 +27,12 @@ options:
     description: Groups of options, each set as a whole where nobody else set any of its keys.
     type: list
     elements: dict
+  owner:
+    description:
+      - Whose options these are, where several parts of an appliance have some. What an owner no longer wants
+        is taken out; what another one set stays.
+    type: str
+    default: ''
   path:
     description: The file. Without it, the one that the daemon was started with, else
       V(/etc/docker/daemon.json).
@@ -359,7 +365,10 @@ class DockerDaemon:
     def __init__(self, module: AnsibleModule, daemon: Daemon) -> None:
         self.module = module
         self.daemon = daemon
-        self.memory_path = files.data_path("docker", "daemon-options.json")
+        owner = module.params["owner"]
+        self.memory_path = files.data_path(
+            "docker", f"daemon-options-{owner}.json" if owner else "daemon-options.json"
+        )
         self.memory = files.load_json(self.memory_path)
         self.before = dict(self.memory)
         self.command = daemon.command()
@@ -594,6 +603,7 @@ def main() -> None:
         argument_spec={
             "options": {"type": "dict"},
             "defaults": {"type": "list", "elements": "dict"},
+            "owner": {"type": "str", "default": ""},
             "path": {"type": "path"},
             "restart": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
             "packages": {"type": "list", "elements": "str", "default": []},

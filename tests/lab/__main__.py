@@ -84,8 +84,10 @@ def up(
     """Bring up hosts and write their inventory; hosts that run are kept."""
     table = hosts.parse(wanted)
     names = tuple(word for word in artifacts.split(",") if word not in ("", "none"))
-    if unknown := [word for word in names if word not in channel.ARTIFACTS]:
-        raise LabError(f"--artifacts {unknown[0]}: one of {', '.join(channel.ARTIFACTS)}, or none")
+    if unknown := [word for word in names if word not in channel.ARTIFACTS + channel.ON_DEMAND]:
+        raise LabError(
+            f"--artifacts {unknown[0]}: one of {', '.join(channel.ARTIFACTS + channel.ON_DEMAND)}, or none"
+        )
     cache = cache_root()
     target = (path or inventory.folder(project) / "hosts.ini").absolute()
     with one_at_a_time(project):

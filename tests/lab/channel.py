@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import mirror as mirrors
+from . import nvidia
 from .artifacts import model, tiny
 from .artifacts.base import apt_sources
 from .artifacts.common import Artifact, Log
@@ -16,6 +17,8 @@ from .hosts import CCACHE
 from .mirror import Mirror
 
 ARTIFACTS = ("ollama", "open_webui", "model", "llama_cpp", "cuda", "tiny")
+# Repositories that only those hosts need that ask for them by name.
+ON_DEMAND = ("nvidia_drivers", "nvidia_containers")
 # What the demo needs; the others are asked for by name.
 USUAL = ("ollama", "open_webui", "model")
 WEBUI_PATH = "ghcr.io/open-webui/open-webui"
@@ -78,6 +81,22 @@ def _cuda(cache: Path, _mirror: Mirror, log: Log) -> dict[str, Any]:
     return {}
 
 
+def _nvidia_drivers(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+    key = nvidia.serve(cache, "drivers", log)
+    return {
+        "nvidia_driver_apt_url": f"{mirror.files}/cuda",
+        "nvidia_driver_fingerprints": [key.fingerprint],
+    }
+
+
+def _nvidia_containers(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
+    key = nvidia.serve(cache, "containers", log)
+    return {
+        "nvidia_container_toolkit_apt_url": f"{mirror.files}/nvidia-container",
+        "nvidia_container_toolkit_fingerprints": [key.fingerprint],
+    }
+
+
 _FILL = {
     "ollama": _ollama,
     "open_webui": _open_webui,
@@ -85,6 +104,8 @@ _FILL = {
     "llama_cpp": _llama_cpp,
     "tiny": _tiny,
     "cuda": _cuda,
+    "nvidia_drivers": _nvidia_drivers,
+    "nvidia_containers": _nvidia_containers,
 }
 
 

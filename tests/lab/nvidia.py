@@ -1,0 +1,134 @@
+"""NVIDIA's apt repositories, and Ubuntu's with its driver, as the lab has them.
+
+The container toolkit's programs are real. The driver's packages are empty but for their units: what they
+prove is which names, versions, keys and pins a host ends with. Names: catalog/nvidia.yml, which is checked
+against recorded indexes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import apt
+from .apt import Key, Package
+from .artifacts import container_toolkit
+from .artifacts.common import Log, key_of, locked
+
+CATALOG = Path(__file__).resolve().parents[2] / "catalog" / "nvidia.yml"
+# As after an update that has not reached all parts yet: the newest has no fabric manager.
+WHOLE, PARTLY = "580.95.05", "580.126.20"
+OTHERS = ("590.48.01",)
+_UNIT = b"[Unit]\nDescription=Lab: %s\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+_UNIT += b"[Install]\nWantedBy=multi-user.target\n"
+UNITS = {
+    "nvidia-persistenced": "nvidia-persistenced",
+    "nvidia-compute-utils-580-server": "nvidia-persistenced",
+    "nvidia-compute-utils-580": "nvidia-persistenced",
+    "nvidia-fabricmanager": "nvidia-fabricmanager",
+    "nvidia-fabricmanager-580": "nvidia-fabricmanager",
+}
+
+
+def table() -> dict[str, Any]:
+    """The catalogue's row for NVIDIA's packages."""
+    data: dict[str, Any] = yaml.safe_load(CATALOG.read_text(encoding="utf-8"))["nvidia"]
+    return data
+
+
+def _packages(row: dict[str, Any], branch: int, versions: dict[str, str], suffix: str) -> list[Package]:
+    """Every package that a row names, in these versions; `partly` leaves out what fabric needs."""
+    fabric = {*row.get("fabric", []), *row.get("nvlink5", [])}
+    groups = [*row["modules"].values(), *row.get("signed", {}).values(), row["exact"], row.get("fabric", [])]
+    groups += [row.get("nvlink5", [])]
+    made = []
+    for name in dict.fromkeys(text for group in groups for text in group):
+        full = name.replace("BRANCH", str(branch))
+        for version, kind in versions.items():
+            if kind == "partly" and name in fabric:
+                continue
+            made.append(package(full, version + suffix))
+    return made
+
+
+def package(name: str, version: str) -> Package:
+    """An empty package, with its unit where the real one has one."""
+    unit = UNITS.get(name)
+    if not unit:
+        return Package(name, version)
+    text = _UNIT % unit.encode()
+    return Package(name, version, {f"/lib/systemd/system/{unit}.service": text})
+
+
+def drivers(www: Path, key: Key) -> None:
+    """NVIDIA's repositories for the systems of the catalogue, below WWW/cuda; Ubuntu's own in WWW/ubuntu."""
+    for row in table()["rows"].values():
+        if row["source"] != "nvidia":
+            continue
+        versions = {WHOLE: "whole", PARTLY: "partly"}
+        packages = _packages(row, 580, versions, "-1")
+        if row["os"] == "debian":
+            packages += _packages(row, 590, dict.fromkeys(OTHERS, "whole"), "-1")
+        loose = dict.fromkeys([*row["loose"], *row.get("nvlink5_loose", []), *row.get("prefer", [])])
+        known = {one.name for one in packages}
+        # An empty DKMS would stand before the real one.
+        packages += [package(name, "2025.10.1-1") for name in loose if name not in known | {"dkms"}]
+        for version in row["versions"]:
+            path = row["repository"]["path"].replace("VERSION", version.replace(".", ""))
+            apt.publish(www / "cuda" / path, {"": packages}, key, suite="", label="NVIDIA CUDA")
+            (www / "cuda" / path / row["repository"]["key"]).write_bytes(key.public)
+    row = table()["rows"]["ubuntu-distribution"]
+    packages = _packages(row, 580, {WHOLE: "whole", PARTLY: "partly"}, "-0ubuntu0.22.04.1")
+    kernel = "5.15.0-130-generic"
+    main = [
+        package("linux-headers-generic", "5.15.0.130.128"),
+        package(f"linux-headers-{kernel}", "5.15.0-130.140"),
+    ]
+    main += [package("dkms", "2.8.7-2ubuntu2.2")]
+    for name in row["signed_modules"].values():
+        full = name.replace("BRANCH", "580").replace("KERNEL", kernel)
+        packages.append(package(full, "5.15.0-130.140"))
+    multiverse = [one for one in packages if "fabricmanager" in one.name or "nscq" in one.name]
+    restricted = [one for one in packages if one not in multiverse]
+    components = {"main": main, "restricted": restricted, "universe": [], "multiverse": multiverse}
+    apt.publish(www / "ubuntu", components, key, suite="jammy", label="Ubuntu")
+
+
+def containers(cache: Path, www: Path, key: Key, log: Log) -> None:
+    """The repository of the container toolkit, below WWW/nvidia-container."""
+    made = container_toolkit.build(cache, log)
+    row = table()["container_toolkit"]
+    packages = []
+    for version in made.extra["versions"]:
+        home = made.path / version
+        files: dict[str, bytes | Path] = {
+            f"/usr/bin/{name}": home / name for name in container_toolkit.PROGRAMS
+        }
+        files |= {f"/lib/systemd/system/{name}": home / name for name in container_toolkit.UNITS}
+        packages.append(Package(row["package"], f"{version}-1", files))
+    root = www / "nvidia-container"
+    apt.publish(root / row["path"], {"": packages}, key, suite="", label="nvidia-container-toolkit")
+    (root / row["key"]).write_bytes(key.public)
+
+
+def serve(cache: Path, what: str, log: Log) -> Key:
+    """See that the mirror's folder holds `drivers` or `containers`; the key that signs them."""
+    key = apt.key(cache, log)
+    www = cache / "www"
+    recipe = {
+        "catalogue": table(),
+        "key": key.fingerprint,
+        "made by": Path(__file__).read_text(encoding="utf-8"),
+    }
+    mark = www / f".nvidia-{what}"
+    with locked(cache, "nvidia-repositories", log):
+        if not mark.exists() or mark.read_text() != key_of(recipe):
+            mark.unlink(missing_ok=True)
+            if what == "drivers":
+                drivers(www, key)
+            else:
+                containers(cache, www, key, log)
+            mark.write_text(key_of(recipe))
+    return key
