@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv/bin
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 DEMO := .lab/demo/hosts.ini
-SCENARIOS := docker ollama open_webui demo
+SCENARIOS := docker model_store ollama open_webui demo
 HOST ?= deb12
 PROJECT ?= lab
 

@@ -49,9 +49,9 @@ options:
   phase:
     description: >-
       V(bring) is the whole, as tasks want it. V(look) says what is missing, V(begin) starts or joins the
-      unit, V(end) says what came of it, V(stop) ends the unit.
+      unit, V(end) says what came of it, V(stop) ends the unit, V(remove) deletes files, parts and receipts.
     type: str
-    choices: [bring, look, begin, end, stop]
+    choices: [bring, look, begin, end, stop, remove]
     default: bring
   peers:
     description: With O(phase=begin), hosts to take from, as C(host) and C(url).
@@ -107,6 +107,7 @@ status:
   type: dict
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -340,6 +341,28 @@ class Store:
         self._put_away()
         return True
 
+    def remove(self, check_mode: bool) -> bool:
+        """Delete the files of the job and what belongs to them, and folders that held nothing else."""
+        paths = []
+        for file in self.files:
+            path = os.path.join(self.folder, file.name)
+            paths += [path, path + ".part", path + ".part.journal", files.receipt_path(path)]
+        there = [path for path in paths if os.path.exists(path)]
+        if check_mode or not there:
+            return bool(there)
+        self.stop()
+        for path in there:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        models = files.data_path("models") + os.sep
+        for folder in {os.path.dirname(os.path.join(self.folder, file.name)) for file in self.files}:
+            # Up to the folder of all models, or of whoever else has files beside ours.
+            with contextlib.suppress(OSError):
+                while folder.startswith((self.folder, models)):
+                    os.rmdir(folder)
+                    folder = os.path.dirname(folder)
+        return True
+
     def _put_away(self) -> None:
         shutil.rmtree(self.run, ignore_errors=True)
         run("systemctl", "reset-failed", self.unit)
@@ -401,7 +424,7 @@ def main() -> None:
             "address": {"type": "str", "default": ""},
             "phase": {
                 "type": "str",
-                "choices": ["bring", "look", "begin", "end", "stop"],
+                "choices": ["bring", "look", "begin", "end", "stop", "remove"],
                 "default": "bring",
             },
             "peers": {"type": "list", "elements": "dict", "default": []},
@@ -423,6 +446,8 @@ def main() -> None:
             result["status"] = here.end()
         elif phase == "stop":
             result["changed"] = here.active() if module.check_mode else here.stop()
+        elif phase == "remove":
+            result["changed"] = here.remove(module.check_mode)
         elif phase == "bring":
             raise files.FileError(
                 "the action plugin of the same name leads this phase; call the module as a task"

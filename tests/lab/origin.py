@@ -15,6 +15,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -71,6 +72,11 @@ class Origin(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Origin
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        # What is counted as sent shall not lie about here for long.
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BLOCK)
+        super().setup()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
         pass

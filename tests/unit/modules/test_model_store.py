@@ -104,6 +104,24 @@ def test_what_has_come_needs_no_room_again(folder: Path, monkeypatch: pytest.Mon
     assert wanted == [size // 2]
 
 
+def test_removed_with_receipts_and_empty_folders_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = subprocess.CompletedProcess([], 0, stdout="", stderr="")
+    monkeypatch.setattr(model_store, "run", lambda *_words: quiet)
+    theirs = folder.parent / "Q8" / "theirs.gguf"
+    for path in (folder / "a.gguf", folder / "a.gguf.part", theirs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(DATA)
+    disk.write_receipt(str(folder / "a.gguf"), ROW["sha256"])
+    assert run_module("model_store", check=True, folder=str(folder), files=[ROW], phase="remove")["changed"]
+    assert (folder / "a.gguf").exists()
+    assert look(folder, phase="remove")["changed"]
+    left = sorted(path.name for path in folder.parents[2].rglob("*"))
+    assert left == ["Q8", "m", "models", "receipts", "theirs.gguf"]
+    assert not look(folder, phase="remove")["changed"]
+
+
 def test_the_code_for_the_host_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is copied to the host runs with nothing else of the collection, nor Ansible, in reach."""
     monkeypatch.setattr(model_store, "CODE_ROOT", str(tmp_path / "opt"))
