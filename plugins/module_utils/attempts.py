@@ -722,7 +722,10 @@ def _methods(situation: Situation) -> list[tuple[str, str]]:
     wished = request.ktransformers_method
     pairs = []
     for method in situation.engine["methods"]:
-        if wished not in ("auto", method) or (wished == "auto" and method == "BF16" != request.variant):
+        # Nobody offers experts that are converted for AMX, so they are taken only where they are wished.
+        if wished == "auto" and (method.startswith("AMX") or method == "BF16" != request.variant):
+            continue
+        if wished not in ("auto", method):
             continue
         if method == "LLAMAFILE":
             # kt-kernel reads plain k-quants, not the dynamic i-quants.
@@ -790,6 +793,10 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
     if checkpoint is not variant and "files" in variant and "files" not in checkpoint:
         found.append(problems.make("weights-unverified", model=request.model, variant=checkpoint_name))
     found += _python_problems(situation)
+    expert_path = commands.model_path(request.model, name)
+    if method.startswith("AMX"):
+        expert_path = commands.model_path(request.model, f"{name}-{method}")
+        found.append(problems.make("weights-converted", method=method, folder=expert_path))
     nodes = situation.numa_nodes
     share = situation.host["memory_bytes"] // nodes
     if nodes > 1 and fit.experts // nodes + sizing.KT_HOST_PROCESS + sizing.SYSTEM_RESERVE > share:
@@ -802,7 +809,7 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
             )
         )
     sizes = _by_card(situation, used, [fit.needed] * len(used))
-    environment = {"HF_HUB_OFFLINE": "1"}
+    environment = commands.ktransformers_environment(fit.devices)
     if len(used) < len(sizes):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index, size in enumerate(sizes) if size)
     layers = model["attention"]["layers"]
@@ -816,6 +823,7 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
             "cpu_expert_layers": layers,
             "method": method,
             "numa_nodes": nodes,
+            **({"folders": [expert_path]} if method.startswith("AMX") else {}),
             "tensor_parallel": fit.devices,
             "pipeline_parallel": 1,
             "nodes": 1,
@@ -829,7 +837,7 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
         environment=environment,
         command=commands.ktransformers(
             commands.model_path(request.model, checkpoint_name),
-            commands.model_path(request.model, f"{name}-{method}" if method.startswith("AMX") else name),
+            expert_path,
             request.model,
             situation.port,
             method=method,

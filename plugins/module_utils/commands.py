@@ -122,6 +122,8 @@ def ktransformers(
     words += ["--kt-num-gpu-experts", "0", "--tensor-parallel-size", str(devices)]
     words += ["--context-length", str(context), "--max-total-tokens", str(context * parallel)]
     words += ["--max-running-requests", str(parallel)]
+    # FlashInfer would compile its own with nvcc, which a host need not have.
+    words += ["--sampling-backend", "pytorch"]
     return [*words, "--reasoning-parser", "deepseek-r1"] if reasoning else words
 
 
@@ -155,6 +157,16 @@ def vllm_environment(
         if nic.get("address"):
             settings["VLLM_HOST_IP"] = nic["address"]
     return settings
+
+
+def ktransformers_environment(devices: int) -> dict[str, str]:
+    """SGLang's environment: no hub at run time, and processes of one host that talk over loopback."""
+    settings = {"HF_HUB_OFFLINE": "1"}
+    return (
+        settings | dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
+        if devices > 1
+        else settings
+    )
 
 
 def best_nic(host: Mapping[str, Any]) -> Mapping[str, Any] | None:
