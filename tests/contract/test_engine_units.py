@@ -13,28 +13,12 @@ import yaml
 from ansible_collections.dsprov.appliance.plugins.module_utils.units import exec_line
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
 from tests.conftest import ROOT
-from tests.unit.planner.test_cases import CASES, plan_case
+from tests.fixtures.emitted import hosts
 
 # Roles whose unit is made from the plan's own words.
 ENGINES = ("ktransformers", "llama_cpp", "vllm")
 # What a role sets beside the plan: where caches go, and the mark of what runs.
 OWN = {"DSPROV_DIGEST", "HOME", "PATH", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"}
-
-
-def rows(engine: str) -> list[dict[str, Any]]:
-    """Hosts' rows of all plans that this engine can make, one a command."""
-    found: dict[str, dict[str, Any]] = {}
-    methods = catalogue()["engines"][engine].get("methods", {})
-    wishes = [{}, *({"dsprov_ktransformers_method": method} for method in methods)]
-    for case in CASES:
-        if case["overrides"].get("dsprov_engine", engine) != engine:
-            continue
-        for wish in wishes:
-            made = plan_case(case, **{"dsprov_engine": engine, **wish})
-            for row in made["hosts"]:
-                if row["engine"] == engine:
-                    found.setdefault(shlex.join(row["command"]), row)
-    return list(found.values())
 
 
 def unit_of(engine: str, row: dict[str, Any]) -> str:
@@ -73,8 +57,8 @@ def unescaped(line: str) -> list[str]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_unit_runs_what_the_plan_says(engine: str) -> None:
-    planned = rows(engine)
-    assert len(planned) >= 3
+    planned = hosts(engine)
+    assert len(planned) > 5
     for row in planned:
         unit = unit_of(engine, row)
         (command,) = re.findall(r"(?m)^ExecStart=(.*)$", unit)
@@ -89,7 +73,7 @@ def test_a_unit_runs_what_the_plan_says(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_command_names_what_the_plan_brings(engine: str) -> None:
     """Every path of a command is the folder of the weights, or in it, or a folder of files that come."""
-    for row in rows(engine):
+    for row in hosts(engine):
         weights = row["weights"]
         brought = {f"{weights['folder']}/{file['name']}" for file in weights["artifacts"]}
         # Converted weights are the user's to bring, which the plan says.

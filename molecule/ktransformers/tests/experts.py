@@ -58,7 +58,9 @@ def write(method: str, folder: Path) -> dict[str, torch.Tensor]:
     return wanted
 
 
-def answer(method: str, folder: Path, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def answer(
+    method: str, folder: Path, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
     """What the kernels say."""
     wrapper = kt_kernel.KTMoEWrapper(
         layer_idx=0,
