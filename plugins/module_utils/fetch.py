@@ -905,6 +905,8 @@ class Fetcher:
             self._take_whole(link, response, claim)
         else:
             raise SourceError(f"answers {response.status} to a request without a range", again=True)
+        if response.length == 0:
+            response.read()  # Reads nothing, but tells the connection that it may be used again.
         if not response.isclosed():
             line.close()
 

@@ -16,7 +16,8 @@ from tests.fixtures.downloads import content, fetcher, killed_again_and_again, r
 from tests.fixtures.hub import MIB, Answer, Ask, Hub
 
 pytestmark = pytest.mark.slow
-SIZE = 2048 * MIB
+# Fewer MiB try the tests themselves on a machine that has other work.
+SIZE = int(os.environ.get("DSPROV_TEST_MIB", "2048")) * MIB
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def bring(folder: Path, *sources: str, **more: Any) -> fetch.Outcome:
 
 def test_cuts(tmp_path: Path) -> None:
     chance = random.Random(3)
-    with Hub(content(SIZE, 9)[0], lambda ask: Answer(cut_after=chance.randrange(1, 40 * MIB))) as hub:
+    with Hub(content(SIZE, 9)[0], lambda ask: Answer(cut_after=chance.randrange(1, SIZE // 60))) as hub:
         outcome = bring(tmp_path, hub.url)
         print(f"sent {hub.sent / SIZE - 1:.2%} too much, {len(hub.asks)} requests")
         assert hub.sent <= SIZE * 1.05 and outcome.bytes_fetched <= SIZE * 1.05
@@ -65,7 +66,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
 
 def test_stall_with_the_defaults(tmp_path: Path) -> None:
     made = content(SIZE, 9)[0]
-    with Hub(made, lambda ask: Answer(stall_after=20 * MIB)) as hub, Hub(made) as other:
+    with Hub(made, lambda ask: Answer(stall_after=SIZE // 1000)) as hub, Hub(made) as other:
         seen: list[tuple[float, str]] = []
         began = time.monotonic()
         bring(
@@ -84,7 +85,7 @@ def test_stall_with_the_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_ten_kills(tmp_path: Path, kind: signal.Signals) -> None:
-    killed_again_and_again(tmp_path, SIZE, kind, 6e6, 10, 3.0)
+    killed_again_and_again(tmp_path, SIZE, kind, SIZE / 350, 10, 3.0)
 
 
 def test_memory(tmp_path: Path) -> None:

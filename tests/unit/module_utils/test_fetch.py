@@ -63,6 +63,7 @@ def test_a_good_server_is_asked_for_each_byte_once(hub: Hub, tmp_path: Path, siz
     outcome = work.fetch([hub.url + "/m"])
     assert whole(tmp_path) and outcome.bytes_fetched == SIZE and outcome.source == hub.url + "/m"
     assert outcome.size == SIZE and results(work) == ["ok"]
+    assert len(hub.asks) >= 24 and hub.connections <= 17, "connections are kept"
     if size:
         assert hub.sent == SIZE
         asked = sorted(ask.range for ask in hub.asks if ask.range)
@@ -70,6 +71,11 @@ def test_a_good_server_is_asked_for_each_byte_once(hub: Hub, tmp_path: Path, siz
     work.place(str(tmp_path / "model"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     assert (tmp_path / "model").stat().st_mode & 0o7777 == 0o644
+
+
+def test_one_connection_is_kept_for_all_requests(hub: Hub, tmp_path: Path) -> None:
+    fetcher(tmp_path, connections=1, most_connections=1).fetch([hub.url])
+    assert whole(tmp_path) and len(hub.asks) >= 24 and hub.connections == 1
 
 
 def test_several_connections_work_at_once(hub: Hub, tmp_path: Path) -> None:
