@@ -136,7 +136,8 @@ def refuse(response: http.client.HTTPResponse) -> SourceError | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
+    """Return what certificates are checked with, made once."""
     # Reading the CAs takes tens of milliseconds; plain http should not pay for them.
     return ssl.create_default_context()
 
@@ -292,7 +293,7 @@ class Line:
         connection: http.client.HTTPConnection
         if scheme == "https":
             connection = http.client.HTTPSConnection(
-                at, at_port, timeout=self._connect_timeout, context=_tls()
+                at, at_port, timeout=self._connect_timeout, context=tls_context()
             )
             if proxy:
                 connection.set_tunnel(host, port, self._proxy_headers)

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -377,6 +378,29 @@ def test_what_is_told_holds_no_secret(tmp_path: Path, hidden: str) -> None:
     with pytest.raises(files.FileError) as failure:
         fetcher(tmp_path).fetch([hidden])
     assert "canary" not in str(failure.value)
+
+
+def test_tls_is_checked_and_kept(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tmp_path / "pair.pem"
+    words = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=hub -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        [*words.split(), "-keyout", pair, "-out", tmp_path / "cert.pem"], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", pair)
+    hub.socket = context.wrap_socket(hub.socket, server_side=True)
+    url = hub.url.replace("http:", "https:")
+    wire.tls_context.cache_clear()
+    with pytest.raises(files.FileError, match="certificate not accepted"):
+        fetcher(tmp_path).fetch([url])
+    wire.tls_context.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    hub.behave = lambda ask: Answer(stall_after=100_000) if ask.number == 9 else Answer()
+    fetcher(tmp_path, stall=2.0).fetch([url])
+    assert whole(tmp_path) and hub.connections < len(hub.asks)
+    wire.tls_context.cache_clear()
 
 
 def test_a_token_that_http_cannot_carry_is_not_shown(hub: Hub, tmp_path: Path) -> None:
