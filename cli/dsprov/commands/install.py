@@ -64,3 +64,6 @@ def _hand_over(name: str, access: dict[str, Any]) -> None:
             f"  主机上的 OpenAI API:{access['engine']},模型 {access['model']}",
         )
     )
+    if access.get("engine_key_file"):
+        file = access["engine_key_file"]
+        say(t(f"  its key is in {file} (root only)", f"  其密钥在 {file}(仅 root 可读)"))

@@ -314,6 +314,7 @@ def test_install_ends_with_address_password_file_and_next_step(
             "password_file": "/etc/dsprov/secrets/admin",
             "tunnel": "ssh -L 8080:127.0.0.1:8080 gpu01",
             "engine": "http://127.0.0.1:11434/v1",
+            "engine_key_file": "/etc/dsprov/secrets/engine-key",
             "model": "m",
         }
     }
@@ -322,6 +323,7 @@ def test_install_ends_with_address_password_file_and_next_step(
     for words in (
         "http://127.0.0.1:8080",
         "/etc/dsprov/secrets/admin",
+        "/etc/dsprov/secrets/engine-key",
         "ssh -L",
         "next: dsprov status",
         "/x.log",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,22 @@ def test_progress_has_a_line_a_stage_and_a_line_a_change(capsys: pytest.CaptureF
         "b FAILED docker: Ensure it runs",
         "c UNREACHABLE",
     ]
+
+
+def test_work_that_goes_on_by_itself_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsprov.progress.HEARTBEAT_SECONDS", 0)
+    with Progress(False) as progress:
+        progress(event("runner_on_start", "a"))
+        progress(event("runner_retry", "a", res={"progress": "41 of 228 steps, about 6 min left"}))
+        progress(event("runner_retry", "b", res={}))
+        time.sleep(1.2)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    assert lines
+    assert all(
+        "a working docker: Ensure it runs: 41 of 228 steps, about 6 min left" in line for line in lines
+    )
 
 
 def test_verbose_progress_is_ansibles_own_output(capsys: pytest.CaptureFixture[str]) -> None:
