@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 HOME = "/opt/dsprov/cuda/13.0.2"
-# Uses what llama.cpp uses: the runtime, half precision, CUB, cuBLAS, and calls of the driver itself.
+# The runtime, half precision, cuBLAS, and a call of the driver itself, as llama.cpp has them.
 PROGRAM = """
-#include <cub/cub.cuh>
 #include <cublas_v2.h>
 #include <cuda.h>
 #include <cuda_fp16.h>
