@@ -101,3 +101,12 @@ def test_what_is_no_mapping_is_a_wrong_variable() -> None:
     request, found = request_from({"dsprov_model": "mine", "dsprov_models": "mine.yml"})
     assert request is None
     assert [problem["code"] for problem in found] == ["variable-invalid"]
+
+
+def test_the_engine_follows_the_weights_that_there_are() -> None:
+    variables = {"dsprov_tier": "demo", "dsprov_model": "mine", "dsprov_vllm_build": "cpu"}
+    request, found = request_from({**variables, "dsprov_models": own()})
+    assert request is not None, found
+    made = plan({"schema": 1, "hosts": {"a": machine()}}, request, with_models(own()))
+    assert made["ok"], made["problems"]
+    assert made["engine"] == "vllm"
