@@ -175,7 +175,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
                 found = json.loads(text) if text.strip() else {}
                 status = found or status
             # Between two starts of its own the unit is not active either: only twice in a row is the end.
-            gone = 0 if state.strip() in ("active", "activating") else gone + 1
+            gone = gone + 1 if state.strip() in ("inactive", "failed", "unknown") else 0
             if gone > 1 and status.get("state") not in store.ENDED:
                 return status
             if time.monotonic() - told >= (LINES_LIVE if live else LINES):

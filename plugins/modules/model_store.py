@@ -130,7 +130,7 @@ UTILS = "ansible_collections.dsprov.appliance.plugins.module_utils"
 CODE_ROOT = "/opt/dsprov/fetch"
 # A controller that watches touches a file each few seconds; one that was seen so lately is still there.
 WATCHED_SECONDS = 15.0
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE")
 # The unit reads the network and writes into one folder.
 HARDENING = (
@@ -216,7 +216,8 @@ class Store:
     def active(self) -> bool:
         """Whether the unit runs."""
         said = run("systemctl", "is-active", self.unit).stdout.strip()
-        return said in ("active", "activating", "reloading")
+        # Killed, and about to be started again by systemd, it is `deactivating` or `activating`.
+        return said not in ("inactive", "failed", "unknown", "")
 
     def status(self) -> dict[str, Any]:
         """How the job stands; empty where there is none."""
