@@ -70,8 +70,9 @@ class Progress:
                 self.running[host] = (f"{task_name(data)}: {data['res']['progress']}", began)
         elif kind in ("runner_on_ok", "runner_on_failed", "runner_on_skipped", "runner_on_unreachable"):
             with self._lock:
-                name, began = self.running.pop(host, (task_name(data), time.monotonic()))
+                _name, began = self.running.pop(host, ("", time.monotonic()))
                 self.weights.pop(host, None)
+            name = task_name(data)
             took = time.monotonic() - began
             result = data.get("res") or {}
             if kind == "runner_on_ok" and result.get("changed"):

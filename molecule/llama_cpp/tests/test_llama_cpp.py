@@ -20,6 +20,7 @@ import json, subprocess, sys
 refused = []
 for words in json.load(sys.stdin):
     words[words.index("--model") + 1] = "/nonexistent.gguf"
+    words[words.index("--port") + 1] = "28999"  # Its own is taken by the service.
     done = subprocess.run([sys.argv[1], *words[1:]], capture_output=True, text=True, timeout=60)
     said = done.stdout + done.stderr
     if "failed to open GGUF file" not in said:
@@ -160,7 +161,7 @@ def test_a_refused_word_would_be_seen(host: Any) -> None:
     """The proof above can fail."""
     done = host.run(
         "printf %%s %s | /usr/bin/python3 -c %s %s",
-        json.dumps([["llama-server", "--model", "x", "--mlock"]]),
+        json.dumps([["llama-server", "--model", "x", "--port", "1", "--mlock"]]),
         PARSE,
         f"{PREFIX}/current/bin/llama-server",
     )
