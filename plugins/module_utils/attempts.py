@@ -642,6 +642,9 @@ def tensor_row(
     sizes = _by_card(situation, used, takes)
     if len(used) < len(sizes):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index, size in enumerate(sizes) if size)
+    if on_cpu:
+        # It would ask the driver of cards that it can do nothing with.
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     command = commands.vllm_serve(
         commands.model_path(request.model, name),
         request.model,
