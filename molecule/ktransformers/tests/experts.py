@@ -16,6 +16,10 @@ import torch
 from gguf import quants
 from safetensors.torch import save_file
 
+# Memory that a GPU reads directly wants a driver; common memory holds the same numbers.
+_empty = torch.empty
+torch.empty = lambda *words, pin_memory=False, **options: _empty(*words, **options)
+
 EXPERTS, ACTIVE, HIDDEN, FEED, TOKENS = 4, 2, 512, 512, 3
 NAMES = ("gate", "up", "down")
 
