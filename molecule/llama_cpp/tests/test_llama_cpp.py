@@ -85,7 +85,11 @@ def test_the_process_has_the_plans_words(host: Any) -> None:
 def test_an_answer_makes_sense(host: Any) -> None:
     body = {
         "model": "smollm2:135m",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        # By the system prompt of its own template the small model sings.
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ],
         "temperature": 0,
         "max_tokens": 12,
     }
