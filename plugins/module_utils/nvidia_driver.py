@@ -515,7 +515,11 @@ def settled(
     A driver is not exchanged because the catalogue learnt of a better one: only a wish does that.
     """
     receipt = look.get("receipt") or {}
-    there = {row["name"] for row in look["packages"] if row["status"] == "installed"}
+    there = {
+        row["name"]
+        for row in look["packages"]
+        if row["status"] == "installed" and upstream(row["version"]) == receipt.get("version")
+    }
     row = table["rows"].get(receipt.get("row", ""))
     if row is None or receipt.get("state") != "installed" or not set(receipt["held"]) <= there:
         return Resolution()

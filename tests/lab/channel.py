@@ -82,17 +82,17 @@ def _cuda(cache: Path, _mirror: Mirror, log: Log) -> dict[str, Any]:
 
 
 def _nvidia_drivers(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
-    key = nvidia.serve(cache, "drivers", log)
+    place, key = nvidia.serve(cache, "drivers", log)
     return {
-        "nvidia_driver_apt_url": f"{mirror.files}/cuda",
+        "nvidia_driver_apt_url": f"{mirror.files}/{place}/cuda",
         "nvidia_driver_fingerprints": [key.fingerprint],
     }
 
 
 def _nvidia_containers(cache: Path, mirror: Mirror, log: Log) -> dict[str, Any]:
-    key = nvidia.serve(cache, "containers", log)
+    place, key = nvidia.serve(cache, "containers", log)
     return {
-        "nvidia_container_toolkit_apt_url": f"{mirror.files}/nvidia-container",
+        "nvidia_container_toolkit_apt_url": f"{mirror.files}/{place}",
         "nvidia_container_toolkit_fingerprints": [key.fingerprint],
     }
 

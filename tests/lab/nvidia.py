@@ -7,6 +7,7 @@ against recorded indexes.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def package(name: str, version: str) -> Package:
 
 
 def drivers(www: Path, key: Key) -> None:
-    """NVIDIA's repositories for the systems of the catalogue, below WWW/cuda; Ubuntu's own in WWW/ubuntu."""
+    """NVIDIA's repositories for the systems of the catalogue, in WWW/cuda; Ubuntu's own in WWW/ubuntu."""
     for row in table()["rows"].values():
         if row["source"] != "nvidia":
             continue
@@ -97,7 +98,7 @@ def drivers(www: Path, key: Key) -> None:
 
 
 def containers(cache: Path, www: Path, key: Key, log: Log) -> None:
-    """The repository of the container toolkit, below WWW/nvidia-container."""
+    """The repository of the container toolkit."""
     made = container_toolkit.build(cache, log)
     row = table()["container_toolkit"]
     packages = []
@@ -108,27 +109,30 @@ def containers(cache: Path, www: Path, key: Key, log: Log) -> None:
         }
         files |= {f"/lib/systemd/system/{name}": home / name for name in container_toolkit.UNITS}
         packages.append(Package(row["package"], f"{version}-1", files))
-    root = www / "nvidia-container"
-    apt.publish(root / row["path"], {"": packages}, key, suite="", label="nvidia-container-toolkit")
-    (root / row["key"]).write_bytes(key.public)
+    apt.publish(www / row["path"], {"": packages}, key, suite="", label="nvidia-container-toolkit")
+    (www / row["key"]).write_bytes(key.public)
 
 
-def serve(cache: Path, what: str, log: Log) -> Key:
-    """See that the mirror's folder holds `drivers` or `containers`; the key that signs them."""
+def serve(cache: Path, what: str, log: Log) -> tuple[str, Key]:
+    """See that the mirror holds `drivers` or `containers`; where below it, and the key that signs them.
+
+    The place is named by what is in it: caches on the way, and other hosts, keep what they know.
+    """
     key = apt.key(cache, log)
-    www = cache / "www"
     recipe = {
         "catalogue": table(),
         "key": key.fingerprint,
         "made by": Path(__file__).read_text(encoding="utf-8"),
     }
-    mark = www / f".nvidia-{what}"
+    place = f"nvidia-{what}/{key_of(recipe)}"
+    root = cache / "www" / place
     with locked(cache, "nvidia-repositories", log):
-        if not mark.exists() or mark.read_text() != key_of(recipe):
-            mark.unlink(missing_ok=True)
+        if not (root / "whole").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir(parents=True)
             if what == "drivers":
-                drivers(www, key)
+                drivers(root, key)
             else:
-                containers(cache, www, key, log)
-            mark.write_text(key_of(recipe))
-    return key
+                containers(cache, root, key, log)
+            (root / "whole").touch()
+    return place, key
