@@ -338,6 +338,14 @@ def test_a_driver_that_is_known_not_to_build(kernel: str, fails: bool) -> None:
     )
 
 
+def test_an_update_of_the_kernel_can_end_a_driver() -> None:
+    """Debian 12's open modules built for its kernels up to 6.1.176."""
+    wishes: dict[str, Any] = {"source": "distribution", "flavour": "open", "bake": True}
+    old = {**BOOKWORM, "linux-headers-amd64": ["6.1.176-1"]}
+    assert codes(resolve(decide(facts(), **wishes), old, **wishes)) == []
+    assert codes(resolve(decide(facts(), **wishes), BOOKWORM, **wishes)) == ["driver-kernel"]
+
+
 def test_an_image_is_asked_by_the_headers_that_it_gets() -> None:
     wishes: dict[str, Any] = {"source": "distribution", "bake": True}
     available = {**TRIXIE, "linux-headers-amd64": ["6.12.117-1", "6.12.107-1"]}
