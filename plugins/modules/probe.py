@@ -307,19 +307,21 @@ def is_ours(pid: int) -> bool:
     return False
 
 
-def delivered_bytes() -> int:
-    """What earlier runs have already put on the disk; weights also where they have come in part."""
+def recorded() -> dict[str, Any]:
+    """What earlier runs left here: the bytes that are on the disk already, and the engine that serves."""
     try:
-        finished = int(json.loads(read(STATE)).get("disk_bytes", 0)) if os.path.exists(STATE) else 0
+        record = json.loads(read(STATE) or "{}")
+        finished, engine = int(record.get("disk_bytes", 0)), record.get("engine")
     except (ValueError, TypeError, AttributeError):
-        finished = 0
+        finished, engine = 0, None
     weights = 0
     for folder, _folders, names in os.walk(MODELS):
         for name in names:
             # A part has its full size from the beginning: what it takes on the disk is what has come.
             with contextlib.suppress(OSError):
                 weights += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return max(finished, weights)
+    found: dict[str, Any] = {"delivered_bytes": max(finished, weights)}
+    return {**found, "installed_engine": engine} if isinstance(engine, str) else found
 
 
 def answer_times(endpoints: dict[str, dict[str, str]]) -> dict[str, dict[str, float | None]]:
@@ -374,7 +376,7 @@ def probe(data_path: str, endpoints: dict[str, dict[str, str]], controller_time:
         "secure_boot": secure_boot(),
         "nouveau": os.path.isdir("/sys/module/nouveau"),
         "listeners": listeners(),
-        "delivered_bytes": delivered_bytes(),
+        **recorded(),
     }
     if controller_time:
         facts["clock_skew_seconds"] = round(time.time() - controller_time, 1)

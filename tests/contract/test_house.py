@@ -329,7 +329,8 @@ def test_engines_do_not_share_ports_or_units() -> None:
 
 def test_every_provisioned_engine_has_a_role() -> None:
     for name, row in catalogue.catalogue()["engines"].items():
-        assert (ROOT / "roles" / name).is_dir() is row["provisioned"]
+        # A role that is not proved yet may be there; install refuses its engine.
+        assert (ROOT / "roles" / name).is_dir() or not row["provisioned"]
 
 
 # -- tiers ---------------------------------------------------------------------------------------
