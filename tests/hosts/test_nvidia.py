@@ -154,6 +154,20 @@ def test_what_somebody_undoes_is_mended(hosts: Hosts) -> None:
     assert WHOLE in hosts.sh("deb", "cat /etc/apt/preferences.d/dsprov-nvidia")
 
 
+def test_unattended_upgrades_refuse_to_touch_it(hosts: Hosts) -> None:
+    """Without hold and pin a newer library is on offer, so that our list alone keeps it away."""
+    hosts.sh(
+        "deb",
+        "apt-get -qq --yes --no-install-recommends install unattended-upgrades >/dev/null 2>&1; "
+        "apt-mark unhold $(apt-mark showhold); mv /etc/apt/preferences.d/dsprov-nvidia /root/; "
+        "echo 'Unattended-Upgrade::Origins-Pattern { \"origin=*\"; };' > /etc/apt/apt.conf.d/52lab",
+    )
+    look = "unattended-upgrade --dry-run --debug 2>&1 | grep '^Packages that will be upgraded:' || true"
+    assert "libcuda1" not in hosts.sh("deb", look)
+    hosts.sh("deb", "mv /etc/apt/apt.conf.d/51dsprov-nvidia /root/")
+    assert "libcuda1" in hosts.sh("deb", look), "what the list keeps away"
+
+
 def test_ubuntu(hosts: Hosts) -> None:
     """Ubuntu's server packages, from components that its sources lack, by the key that its sources name."""
     wish = {"nvidia_driver_bake": True, "nvidia_driver_facts": {}}

@@ -46,23 +46,6 @@ def test_an_upgrade_leaves_the_driver_alone(host: Any) -> None:
     assert set(host.check_output("apt-mark showhold").split()) >= set(made["held"])
 
 
-def test_unattended_upgrades_refuse_to_touch_it(host: Any) -> None:
-    """Without the hold and the pin, so that the list of its own is what holds it."""
-    made = receipt(host)
-    with host.sudo():
-        host.check_output("apt-get --yes --quiet --no-install-recommends install unattended-upgrades")
-        host.check_output("apt-mark unhold %s", " ".join(made["held"]).replace(" ", "' '"))
-        host.check_output("mv /etc/apt/preferences.d/dsprov-nvidia /root/")
-        try:
-            said = host.run("unattended-upgrade --dry-run --debug").stdout
-        finally:
-            host.check_output("mv /root/dsprov-nvidia /etc/apt/preferences.d/")
-            host.check_output("apt-mark hold %s", " ".join(made["held"]).replace(" ", "' '"))
-    assert "nvidia-smi" in said.partition("blacklist")[2]
-    upgraded = said.partition("Packages that will be upgraded:")[2].splitlines()[0]
-    assert "nvidia" not in upgraded
-
-
 def test_the_kernel_s_own_driver_stays_off(host: Any) -> None:
     assert "blacklist nouveau" in host.file("/etc/modprobe.d/dsprov-nvidia.conf").content_string
     assert host.service("nvidia-persistenced").is_enabled
