@@ -208,12 +208,20 @@ class Build:
         """Start the build unless it runs, and watch it for a while."""
         files.make_parents(os.path.join(self.folder, "x"))
         self._touch()
-        with self.claim() as lock:
-            if lock is not None:
-                files.need_space(self.folder, self.params["needs_bytes"], f"building {self.params['name']}")
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.outcome)
-                self._start(lock)
+        while True:
+            with self.claim() as lock:
+                if lock is not None:
+                    files.need_space(
+                        self.folder, self.params["needs_bytes"], f"building {self.params['name']}"
+                    )
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.outcome)
+                    self._start(lock)
+                    break
+                if not os.path.exists(self.outcome):
+                    break
+            # One that has said how it ended is about to go: what it said was of before this call.
+            time.sleep(PAUSE)
         end = time.monotonic() + self.params["wait"]
         while True:
             outcome = files.load_json(self.outcome)
