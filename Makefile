@@ -9,6 +9,8 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 DEMO := .lab/demo/hosts.ini
 SCENARIOS := docker model_store ollama open_webui demo
+# Compilers and gigabytes of wheels: tens of minutes each.
+LONG_SCENARIOS := cuda_toolkit nvidia_driver llama_cpp llama_cpp_cuda vllm vllm_multi_node ktransformers
 HOST ?= deb12
 PROJECT ?= lab
 
@@ -39,8 +41,9 @@ test: setup ## Everything (first time 30 minutes, then 15)
 test-fast: setup ## What needs no hosts (under 2 minutes)
 	@MAKEFLAGS=--no-print-directory $(MAKE) lint unit contract wheel
 
-test-all: test ## Everything, and what takes longer: installs killed at random moments
-	@pytest -q tests/hosts -m slow
+test-all: test ## Everything, and what takes hours: kills at random moments, downloads of 2 GiB, compilers, vLLM
+	@pytest -q tests/hosts tests/engines -m slow
+	$(MAKE) molecule SCENARIOS='$(LONG_SCENARIOS)'
 
 lint: setup ## ruff, mypy, yamllint, ansible-lint
 	@ruff check .

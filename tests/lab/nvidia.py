@@ -1,8 +1,7 @@
 """NVIDIA's apt repositories, and Ubuntu's with its driver, as the lab has them.
 
 The container toolkit's programs are real. The driver's packages are empty but for their units: what they
-prove is which names, versions, keys and pins a host ends with. Names: catalog/nvidia.yml, which is checked
-against recorded indexes.
+prove is which names, versions, keys and pins a host ends with. Names: catalog/nvidia.yml.
 """
 
 from __future__ import annotations
