@@ -72,7 +72,8 @@ GROUPS = [
         Break(
             "model removed",
             "/opt/dsprov/ollama/current/bin/ollama rm smollm2:135m",
-            frozenset({"ollama"}),
+            # Ollama's was the only copy: the weights come anew.
+            frozenset({"model_store", "ollama"}),
             "/opt/dsprov/ollama/current/bin/ollama show smollm2:135m",
         ),
     ],
