@@ -782,7 +782,8 @@ def _places(
 ) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
     """Where the host's bytes come from, why from there, and what is wrong with it."""
     answers = host.get("places", {})
-    places, chosen, silent = choose(catalogue, request.channel, request.mirrors or {}, answers)
+    vendors = {card["vendor"].lower() for card in host.get("gpus", [])}
+    places, chosen, silent = choose(catalogue, request.channel, request.mirrors or {}, answers, vendors)
     if silent and not chosen:
         tried = ", ".join(address for kind in silent for address in answers[kind])
         return places, chosen, [problems.make("no-channel", tried=tried)]

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # The name by which `auto` is asked for: no row of the catalogue, but the best of all rows, kind by kind.
 AUTO = "auto"
-_SINGLE = ("pypi_index", "github", "huggingface", "modelscope", "docker_apt")
 
 Answers = Mapping[str, Mapping[str, "float | None"]]
 
@@ -44,7 +43,9 @@ def candidates(
     ]
     known = catalogue["places"]
     found: dict[str, list[str]] = {}
-    for kind in (*_SINGLE, "registry_mirrors"):
+    for kind in known:
+        if kind == "registries":
+            continue
         of_rows = [mirrors[kind]] if kind in mirrors else [row[kind] for row in rows if kind in row]
         if kind == "registry_mirrors":
             of_rows = [address for row in of_rows for address in row]
@@ -83,12 +84,18 @@ def endpoints(
 
 
 def choose(
-    catalogue: Mapping[str, Any], channel: str, mirrors: Mapping[str, Any], answers: Answers
+    catalogue: Mapping[str, Any],
+    channel: str,
+    mirrors: Mapping[str, Any],
+    answers: Answers,
+    vendors: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The places of a host.
 
     Args:
         answers: what the host found, as `endpoints` asked it: milliseconds, None for no proof.
+        vendors: whose cards the host has. It was asked about all places before that was known, and misses
+            nothing where a place for other cards is silent.
 
     Returns:
         The places; of each kind that was asked, the `address` taken, its `ms`, and how the others did; the
@@ -101,7 +108,8 @@ def choose(
     for kind, addresses in candidates(catalogue, channel, mirrors).items():
         asked = {address: answers[kind][address] for address in addresses if address in answers.get(kind, {})}
         works = sorted((ms, address) for address, ms in asked.items() if ms is not None)
-        if asked and not works:
+        wanted_for = catalogue["places"].get(kind, {}).get("vendor")
+        if asked and not works and wanted_for in (None, *vendors):
             silent.append(kind)
         if not works:
             continue

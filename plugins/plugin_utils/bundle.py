@@ -340,6 +340,8 @@ def places(bundle: Bundle, port: int) -> dict[str, Any]:
         "modelscope": f"{here}/none",
         "hubs": ["huggingface"],
         "docker_apt": f"{here}/none",
+        "nvidia_apt": f"{here}/none",
+        "nvidia_container_apt": f"{here}/none",
         "registries": registries,
         "registry_mirrors": [],
         "insecure_registries": [],

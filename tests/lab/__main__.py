@@ -135,11 +135,10 @@ def down(project: str, everything: bool) -> None:
             for name in engine.labelled("container", f"{ROLE}=mirror"):
                 docker("rm", "-f", "-v", name)
                 say("removed the mirror; what it stored is kept" if not everything else "removed the mirror")
-            for name in engine.labelled("network", f"{ROLE}=network"):
-                docker("network", "rm", name)
             if everything:
                 for name in engine.labelled("volume", f"{ROLE}=cache"):
                     docker("volume", "rm", "-f", name)
+        engine.remove_unused_networks()
         place = inventory.folder(project)
         for name in ("hosts.ini", "known_hosts", "id_ed25519", "id_ed25519.pub", "group_vars/all.yml"):
             (place / name).unlink(missing_ok=True)

@@ -266,3 +266,13 @@ def ensure_network(log: Log, name: str = NETWORK) -> ipaddress.IPv4Network:
     if ROLE not in (found.get("Labels") or {}):
         raise LabError(f"a network {name} is there that the lab did not make: rename or remove it")
     return ipaddress.IPv4Network(found["IPAM"]["Config"][0]["Subnet"])
+
+
+def remove_unused_networks() -> None:
+    """Takes away the lab's networks that no container is in, not even a stopped one."""
+    used: set[str] = set()
+    for name in lines("ps", "-a", "--format", "{{.Names}}"):
+        used |= set(((inspect("container", name) or {}).get("NetworkSettings") or {}).get("Networks") or {})
+    for network in labelled("network", f"{ROLE}=network"):
+        if network not in used:
+            docker("network", "rm", network)

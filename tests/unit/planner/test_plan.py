@@ -380,6 +380,25 @@ def test_auto_chooses_each_kind_by_itself_and_says_why() -> None:
     assert "docker_apt" in silent["message"]["en"]
 
 
+def test_places_for_cards_are_missed_by_hosts_with_cards_alone() -> None:
+    """All places are asked before the host's cards are known."""
+    answers = {
+        "pypi_index": {PYPI: 300.0},
+        "nvidia_apt": {"https://developer.download.nvidia.cn/compute/cuda/repos": None},
+        "nvidia_container_apt": {
+            "https://nvidia.github.io/libnvidia-container": 30.0,
+            "https://mirrors.ustc.edu.cn/libnvidia-container": 20.0,
+        },
+    }
+    without = make("demo", machine(places=answers), channel="auto")
+    assert codes(without) == []
+    (row,) = without["hosts"]
+    assert row["sources"]["nvidia_container_apt"].startswith("https://mirrors.ustc.edu.cn/")
+    (silent,) = make("basic", machine(gpus=cards(1), places=answers), channel="auto")["problems"]
+    assert silent["code"] == "place-silent"
+    assert "for nvidia_apt;" in silent["message"]["en"]
+
+
 def test_mirrors_lie_over_the_channel() -> None:
     mirrors = {"huggingface": "http://mirror/hf/", "registries": {"ghcr.io": "mirror:5000"}}
     (row,) = make("basic", machine(gpus=cards(1)), channel="cn", mirrors=mirrors)["hosts"]

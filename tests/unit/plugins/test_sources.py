@@ -99,7 +99,8 @@ def test_auto_asks_all_known_places_and_the_registries_themselves() -> None:
     asked = endpoints(catalogue(), "auto", {})
     for channel in catalogue()["channels"].values():
         assert channel["pypi_index"] in asked["pypi_index"]
-        assert channel["docker_apt"] in asked["docker_apt"]
+        for kind in ("docker_apt", "nvidia_apt", "nvidia_container_apt"):
+            assert channel[kind] in asked[kind]
     assert "https://mirrors.aliyun.com/pypi/simple" in asked["pypi_index"]
     assert next(iter(asked["ghcr.io"])) == "ghcr.io"
     assert len(asked["ghcr.io"]) > 2
