@@ -1,10 +1,12 @@
 # Copyright: the dsprov authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""Rates as people write them. Pure."""
+"""Rates as people write them, and how they are kept to."""
 
 from __future__ import annotations
 
 import re
+import threading
+import time
 
 # A rate below this is a slip of the pen, and no download would end under it.
 LEAST = 1000
@@ -31,3 +33,24 @@ def parse_rate(value: object) -> int:
     if 0 < rate < LEAST:
         raise ValueError(f"{word!r} is less than 1 kB/s; write one such as 20MB/s")
     return int(rate)
+
+
+class Limiter:
+    """Holds all connections together under `limit` bytes a second; 0 is no limit. May be changed meanwhile,
+    and shared between fetchers."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def grant(self, wanted: int) -> tuple[int, float]:
+        """Return how many bytes may be read, and after how many seconds."""
+        limit = self.limit
+        if limit <= 0:
+            return wanted, 0.0
+        granted = min(wanted, max(4096, limit // 20))
+        with self._lock:
+            now = time.monotonic()
+            self._next = max(self._next, now - 0.1) + granted / limit
+            return granted, max(0.0, self._next - now)

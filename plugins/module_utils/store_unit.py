@@ -25,11 +25,11 @@ from ansible_collections.dsprov.appliance.plugins.module_utils import files, sto
 from ansible_collections.dsprov.appliance.plugins.module_utils.fetch import (
     AbandonedError,
     Fetcher,
-    Limiter,
     Progress,
     reopen,
 )
 from ansible_collections.dsprov.appliance.plugins.module_utils.pieces import piece_size
+from ansible_collections.dsprov.appliance.plugins.module_utils.rates import Limiter
 from ansible_collections.dsprov.appliance.plugins.module_utils.store_peer import Offer, PeerServer, whole
 from ansible_collections.dsprov.appliance.plugins.module_utils.wire import Source
 

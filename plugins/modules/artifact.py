@@ -155,7 +155,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, wheels
+from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, part, wheels
 
 TREE_RECEIPT = ".dsprov-receipt.json"
 
@@ -185,7 +185,7 @@ class Artifact:
         self.member_sha256: str = (options["member_sha256"] or "").lower()
         self.unpack: dict[str, Any] | None = options["unpack"]
         self.path: str = self.unpack["dest"] if self.unpack else options["dest"]
-        self.outcome = fetch.Outcome()
+        self.outcome = part.Outcome()
         for label, digest in (("sha256", self.sha256), ("member_sha256", self.member_sha256)):
             if (digest or label == "sha256") and not re.fullmatch(r"[0-9a-f]{64}", digest):
                 raise files.FileError(

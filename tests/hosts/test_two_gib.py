@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files
+from ansible_collections.dsprov.appliance.plugins.module_utils import files
+from ansible_collections.dsprov.appliance.plugins.module_utils.part import Outcome
 from tests.fixtures.downloads import content, fetcher, killed_again_and_again, run
 from tests.fixtures.hub import MIB, Answer, Ask, Hub
 
@@ -25,7 +26,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def bring(folder: Path, *sources: str, **more: Any) -> fetch.Outcome:
+def bring(folder: Path, *sources: str, **more: Any) -> Outcome:
     _made, sha256 = content(SIZE, 9)
     outcome = fetcher(folder, SIZE, sha256=sha256, **more).fetch(list(sources))
     assert files.sha256_file(str(folder / "model.part")) == sha256

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, pieces, wire
+from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, link, pieces, rates, wire
 from tests.fixtures.downloads import SIZE, content, fetcher, killed_again_and_again, noted
 from tests.fixtures.hub import MIB, Answer, Ask, Hub
 
@@ -140,7 +140,7 @@ def test_a_lone_source_that_stalls_is_asked_again(hub: Hub, tmp_path: Path) -> N
 def test_a_source_slower_than_it_should_be_is_left(
     hub: Hub, other: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "WINDOW", 1.0)
+    monkeypatch.setattr(link, "WINDOW", 1.0)
     hub.behave = lambda ask: Answer(rate=20_000)
     outcome = fetcher(tmp_path).fetch([wire.Source(hub.url, min_rate=10_000_000), other.url + "/b"])
     assert whole(tmp_path) and outcome.source == other.url + "/b"
@@ -355,7 +355,7 @@ def test_a_limit_holds_for_all_connections_together(hub: Hub, tmp_path: Path) ->
     made, sha256 = content(8 * MIB, 3)
     hub.content = made
     started = time.monotonic()
-    fetcher(tmp_path, 8 * MIB, sha256=sha256, limiter=fetch.Limiter(4 * MIB)).fetch([hub.url])
+    fetcher(tmp_path, 8 * MIB, sha256=sha256, limiter=rates.Limiter(4 * MIB)).fetch([hub.url])
     assert 1.6 < time.monotonic() - started < 4.0
 
 
@@ -494,7 +494,7 @@ def part_of_an_earlier_run(hub: Hub, folder: Path, after: int = 12 * MIB) -> int
         work.fetch([hub.url])
     hub.behave = lambda ask: Answer()
     hub.asks.clear()
-    return noted(folder)
+    return noted(folder).bytes
 
 
 def test_a_torn_journal_keeps_what_stood_before(hub: Hub, tmp_path: Path) -> None:
