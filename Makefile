@@ -65,9 +65,14 @@ hosts: setup ## The command line against real hosts: bad input, a dead host, sec
 	@pytest -q tests/hosts -m 'not slow'
 
 molecule: setup ## Every scenario on Debian 12 and 13
-	@for scenario in $(SCENARIOS); do
+	@mkdir -p .lab/log
+	for scenario in $(SCENARIOS); do
 	  echo "== molecule $$scenario"
-	  molecule test -s $$scenario
+	  molecule test -s $$scenario 2>&1 | tee .lab/log/$$scenario || {
+	    echo "== molecule $$scenario failed (all of it: .lab/log/$$scenario):"
+	    grep -aE 'FAILED|fatal:|\] E  | E   ' .lab/log/$$scenario | tail -30
+	    exit 1
+	  }
 	done
 
 docs: setup ## Write docs/reference anew

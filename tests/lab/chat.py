@@ -133,7 +133,8 @@ def tunnel(host: Target, *ports: int) -> Iterator[list[str]]:
                     time.sleep(0.05)
             yield [f"http://127.0.0.1:{here}" for here, _ in pairs]
         finally:
-            ssh.terminate()
+            # OpenSSH 9.2 may note a SIGTERM just before it begins to wait, and then waits for ever.
+            ssh.kill()
 
 
 def call(
@@ -163,7 +164,7 @@ def ask(what: str, url: str, model: str, question: str, token: str = "") -> str:
         "model": model,
         "messages": [{"role": "user", "content": question}],
         "stream": False,
-        "max_tokens": 64,
+        "max_tokens": 24,
         "temperature": 0,
     }
     answer = call(what, url, body, token)

@@ -77,7 +77,7 @@ def test_chat_through_open_webui(host: Any) -> None:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
