@@ -225,22 +225,27 @@ def download(url: str, dest: Path, sha256: str) -> None:
     part.rename(dest)
 
 
+def pypi_rows(project: str) -> list[dict[str, Any]]:
+    """All files of a PyPI project, as the simple JSON interface (PEP 691) lists them."""
+    index = f"{pypi_index()}/{project}/"
+    try:
+        with urlopen(Request(index, headers={"Accept": PYPI_JSON}), timeout=60) as answer:
+            rows: list[dict[str, Any]] = json.load(answer)["files"]
+    except (OSError, ValueError) as problem:
+        raise BuildError(f"{index}: {problem}; set PIP_INDEX_URL to an index that answers") from None
+    return rows
+
+
 def pypi_file(cache: Path, project: str, filename: str, sha256: str, log: Log) -> Path:
-    """A file of a PyPI project, by the simple JSON interface: nothing of it is run or built."""
+    """A file of a PyPI project: nothing of it is run or built."""
     dest = cache / "downloads" / sha256[:16] / filename
     with locked(cache, f"download-{sha256[:16]}", log):
         if dest.exists():
             return dest
         with step(log, f"fetching {filename}"):
-            index = f"{pypi_index()}/{project}/"
-            try:
-                with urlopen(Request(index, headers={"Accept": PYPI_JSON}), timeout=60) as answer:
-                    rows = json.load(answer)["files"]
-            except (OSError, ValueError) as problem:
-                raise BuildError(f"{index}: {problem}; set PIP_INDEX_URL to an index that answers") from None
-            urls = [row["url"] for row in rows if row["filename"] == filename]
+            urls = [row["url"] for row in pypi_rows(project) if row["filename"] == filename]
             if not urls:
-                raise BuildError(f"{index} lists no file {filename}")
+                raise BuildError(f"{pypi_index()}/{project}/ lists no file {filename}")
             download(urls[0], dest, sha256)
     return dest
 

