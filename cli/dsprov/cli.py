@@ -115,7 +115,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Abort:
         return _fail("interrupted", as_json)
     except click.ClickException as error:
-        message = " ".join(error.format_message().split())
+        message = " ".join(error.format_message().split()).rstrip(".")
         hint = t("see `dsprov --help`", "参见 `dsprov --help`")
         context = getattr(error, "ctx", None)
         if context is not None:

@@ -139,7 +139,8 @@ class Recorder:
             host.changed.append(task_name(data))
         elif kind == "runner_on_unreachable":
             host.state = "unreachable"
-            detail = _one_line(result.get("msg", ""))
+            # Ansible says again that it is unreachable; what ssh says after that is the cause.
+            detail = _one_line(result.get("msg", "")).rpartition("can be reached over ssh: ")[2]
             host.problems.append(problems().make("unreachable", data["host"], detail=detail))
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):
             host.state = "failed"

@@ -31,7 +31,7 @@ def test_one_host_answers_and_one_does_not(dsprov: Dsprov, write: Write) -> None
     assert said.code == 4, said.err
     check(said.document, facts_schema(), None, "probe")
     assert list(said.document["hosts"]) == ["here"]
-    assert "away: unreachable" in said.err
+    assert "away: unreachable: ssh: connect to host 127.0.0.1 port" in said.err
 
 
 def test_one_host_is_refused_and_the_other_is_not(dsprov: Dsprov, write: Write) -> None:
@@ -40,7 +40,9 @@ def test_one_host_is_refused_and_the_other_is_not(dsprov: Dsprov, write: Write) 
     assert said.code == 3, said.err
     states = {name: host["state"] for name, host in said.document["hosts"].items()}
     assert states == {"here": "ok", "there": "failed"}
-    assert [(p["code"], p["host"]) for p in said.document["problems"]] == [("context-too-long", "there")]
+    # Warnings tell of the network that this machine happens to have.
+    errors = [p for p in said.document["problems"] if p["severity"] == "error"]
+    assert [(p["code"], p["host"]) for p in errors] == [("context-too-long", "there")]
 
 
 @pytest.mark.parametrize(
