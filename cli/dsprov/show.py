@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import sizing
-from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import data_disk
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
+from ansible_collections.dsprov.appliance.plugins.module_utils.trials import data_disk
 from dsprov.words import pick, t
 
 BAR = 24

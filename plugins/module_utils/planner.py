@@ -15,21 +15,19 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import commands, nvidia_driver, sizing
-from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import (
-    Attempt,
-    Situation,
-    Trial,
-    attempt,
-    candidates,
-    gpu_memory,
-    port_variable,
-    silent_driver,
-    tensor_row,
-)
+from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import Attempt, attempt
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, branch, named
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
 from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import KV_BYTES, kv_bytes_per_token
 from ansible_collections.dsprov.appliance.plugins.module_utils.sources import choose, file_sources
+from ansible_collections.dsprov.appliance.plugins.module_utils.tensor_trials import gpu_memory, tensor_row
+from ansible_collections.dsprov.appliance.plugins.module_utils.trials import (
+    Situation,
+    Trial,
+    candidates,
+    port_variable,
+    silent_driver,
+)
 
 __all__ = ["KV_BYTES", "Request", "digest", "kv_bytes_per_token", "plan"]
 

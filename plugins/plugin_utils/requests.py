@@ -20,7 +20,7 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import 
 )
 
 # Role variables that the planner must know too, PORT or ADDRESS:PORT, for these ports must be free.
-PORT_VARIABLES = ("ollama_host", "llama_cpp_port", "ktransformers_port", "open_webui_port")
+PORT_VARIABLES = ("ollama_host", "llama_cpp_port", "vllm_port", "ktransformers_port", "open_webui_port")
 # Role variables that name a Python of the user's own, where a system has none that an engine wants.
 PYTHON_VARIABLES = ("ktransformers_python",)
 # The channel whose places are made from a bundle's manifest.

@@ -318,6 +318,17 @@ def test_ports(listeners: list[dict[str, Any]], variables: dict[str, Any], expec
         assert str(listeners[0].get("process", "?")) in problem["message"]["en"]
 
 
+@pytest.mark.parametrize("engine", ["llama_cpp", "vllm", "ktransformers"])
+def test_an_engine_listens_where_it_is_told_to(engine: str) -> None:
+    model = {"llama_cpp": "deepseek-r1:7b", "vllm": "deepseek-r1:7b", "ktransformers": "deepseek-r1:671b"}[
+        engine
+    ]
+    request, found = request_from({"dsprov_model": model, "dsprov_engine": engine, f"{engine}_port": 12345})
+    assert request is not None, found
+    (row,) = plan(facts(gpus=cards(1), memory_bytes=1000 * GIB), request, catalogue())["hosts"]
+    assert row["command"][row["command"].index("--port") + 1] == "12345"
+
+
 @pytest.mark.parametrize("value", ["", "abc", "127.0.0.1:", "0", 70000, "127.0.0.1:99999"])
 def test_a_port_that_is_none_is_refused(value: Any) -> None:
     request, found = request_from({**tier_variables("demo"), "open_webui_port": value})
