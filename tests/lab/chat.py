@@ -3,7 +3,8 @@
 Usage: python -m tests.lab.chat -i INVENTORY [--host HOST] [--model NAME] [--question TEXT]
 
 What a person at another desk does, by program: tunnel to the host, sign in to Open WebUI with the password
-that lies on the host, chat. The password is held in memory alone and never shown.
+that lies on the host, chat. Which engine serves, and by which key, stands in the host's own record. Password
+and key are held in memory alone and never shown.
 Exit codes: 0 both answered, 1 one did not, 2 wrong use.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from typing import Any
 
 QUESTION = "What is the capital of France? Answer in one short sentence."
 ON_HOST = "/etc/dsprov/secrets/open-webui-admin-password"
+STATE = "/etc/dsprov/state.json"
 EMAIL = "admin@localhost"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -88,14 +91,34 @@ def target(inventory: Path, wanted: str | None) -> Target:
     return Target(name, (*ssh, str(values.get("ansible_host", name))))
 
 
-def read_password(host: Target, path: str) -> str:
-    """Read the administrator's password on the host."""
+def read_on_host(host: Target, path: str) -> str:
+    """Read a file that only root of the host may read."""
     done = subprocess.run(
         [*host.ssh, "sudo", "-n", "cat", shlex.quote(path)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0 or not done.stdout.strip():
         raise ChatError(f"{host.name}: {path} cannot be read: {done.stderr.strip() or 'it is empty'}")
     return done.stdout.strip()
+
+
+def engine_of(host: Target) -> tuple[int, str]:
+    """Port and API key of the engine that the host's record names; the key is empty where it has none.
+
+    A host that one role alone was entered on has no record: there Ollama serves on its own port.
+    """
+    look = f"if test -e {STATE}; then cat {STATE}; else echo '{{}}'; fi"
+    done = subprocess.run(
+        [*host.ssh, "sudo", "-n", "sh", "-c", shlex.quote(look)], capture_output=True, text=True, check=False
+    )
+    try:
+        access = json.loads(done.stdout).get("access", {})
+    except (ValueError, AttributeError):
+        raise ChatError(
+            f"{host.name}: {STATE} cannot be read: {done.stderr.strip() or done.stdout}"
+        ) from None
+    port = urllib.parse.urlsplit(access.get("engine", "http://127.0.0.1:11434/v1")).port or 80
+    key_file = access.get("engine_key_file", "")
+    return port, read_on_host(host, key_file) if key_file else ""
 
 
 def free_port() -> int:
@@ -182,8 +205,9 @@ def ask(what: str, url: str, model: str, question: str, token: str = "") -> str:
 def converse(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do it all and return what came of it."""
     host = target(arguments.inventory, arguments.host)
-    password = read_password(host, arguments.password_file)
-    with tunnel(host, arguments.webui_port, arguments.engine_port) as (webui, engine):
+    password = read_on_host(host, arguments.password_file)
+    engine_port, engine_key = engine_of(host)
+    with tunnel(host, arguments.webui_port, engine_port) as (webui, engine):
         account = {"email": arguments.email, "password": password}
         token = str(call("Open WebUI's sign-in", f"{webui}/api/v1/auths/signin", account).get("token", ""))
         models = [
@@ -202,7 +226,7 @@ def converse(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         for name, url, key in (
             ("webui", f"{webui}/api/chat/completions", token),
-            ("engine", f"{engine}/v1/chat/completions", ""),
+            ("engine", f"{engine}/v1/chat/completions", engine_key),
         ):
             start = time.monotonic()
             text = ask(
@@ -241,7 +265,6 @@ def main() -> int:
     parser.add_argument("--email", default=EMAIL)
     parser.add_argument("--password-file", default=ON_HOST)
     parser.add_argument("--webui-port", type=int, default=8080)
-    parser.add_argument("--engine-port", type=int, default=11434)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
     try:
