@@ -1,14 +1,17 @@
 # Copyright: (c) 2026, The dsprov authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""What a build from source depends on, how far it is, and what went wrong in it. Pure."""
+"""What a build from source depends on, whether it is whole, how far it is, and what went wrong in it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ansible_collections.dsprov.appliance.plugins.module_utils import files
 
 # Written into a finished build's folder: what it was made of, and its files.
 STAMP = ".dsprov-build.json"
@@ -25,6 +28,8 @@ _ERRORS = (
     re.compile(r"^CMake Error[^\n]*\n+(?:\s*\n)*[^\n]+", re.MULTILINE),
     re.compile(r"^ninja: error: [^\n]+", re.MULTILINE),
 )
+# Instructions that code is chosen by; the kernel's other flags come and go with its updates.
+_ISA = re.compile(r"(avx|amx|sse4|ssse3|fma|f16c|bmi|gfni|vaes|vpclmul|movdir)\w*")
 LONGEST = 400
 
 
@@ -36,6 +41,21 @@ def digest_of(inputs: Mapping[str, Any]) -> str:
 def folder_of(prefix: str, version: str, digest: str) -> str:
     """Where a build with this digest lies, below its prefix."""
     return f"{prefix}/{version}-{digest[:8]}"
+
+
+def whole(path: str, digest: str) -> bool:
+    """Whether a finished build with this digest lies at `path`, with every file as it was."""
+    stamp = files.load_json(os.path.join(path, STAMP))
+    if stamp.get("digest") != digest:
+        return False
+    there = files.list_tree(path, STAMP)
+    return all(there.get(name) == entry for name, entry in stamp.get("files", {}).items())
+
+
+def isa(cpuinfo: str) -> str:
+    """Instructions of a CPU that code is made for, sorted, from the text of /proc/cpuinfo."""
+    found = re.search(r"^flags\s*: (.*)$", cpuinfo, re.MULTILINE)
+    return " ".join(sorted(flag for flag in (found[1].split() if found else []) if _ISA.fullmatch(flag)))
 
 
 def progress(log: str) -> tuple[int, int] | None:
@@ -76,9 +96,3 @@ def first_error(log: str) -> tuple[str, str]:
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
-
-
-def architectures(capabilities: Iterable[str]) -> list[str]:
-    """What CMake calls the cards of a host: machine code for each ("8.9" is "89-real"), none for others."""
-    numbers = {int(text.replace(".", "")) for text in capabilities}
-    return [f"{number}-real" for number in sorted(numbers)]

@@ -157,15 +157,6 @@ GIB = 1 << 30
 PAUSE = 0.25
 
 
-def whole(dest: str, digest: str) -> bool:
-    """Whether a finished build with this digest lies there, with every file as it was."""
-    stamp = files.load_json(os.path.join(dest, builds.STAMP))
-    if stamp.get("digest") != digest:
-        return False
-    there = files.list_tree(dest, builds.STAMP)
-    return all(there.get(path) == entry for path, entry in stamp.get("files", {}).items())
-
-
 def spare_jobs() -> int:
     """Compilers that processors and free memory suffice for."""
     processors = len(os.sched_getaffinity(0))
@@ -424,7 +415,7 @@ def main() -> None:
     )
     build = Build(module.params)
     result: dict[str, Any] = {"path": build.dest, "log": build.log, "progress": "", "finished": True}
-    if whole(build.dest, module.params["digest"]):
+    if builds.whole(build.dest, module.params["digest"]):
         # It may have been finished while nobody looked: since the last call, or after a run that was cut off.
         made = os.path.exists(build.outcome)
         if not module.check_mode:

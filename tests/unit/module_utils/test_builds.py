@@ -100,6 +100,7 @@ def test_digest_is_of_content_and_not_of_order() -> None:
     assert builds.folder_of("/opt/x", "b1", one) == f"/opt/x/b1-{one[:8]}"
 
 
-def test_architectures_are_machine_code_of_each_card_once() -> None:
-    assert builds.architectures(["8.9", "12.0", "8.9", "7.5"]) == ["75-real", "89-real", "120-real"]
-    assert builds.architectures([]) == []
+def test_code_is_chosen_by_instructions_and_not_by_the_kernels_flags() -> None:
+    text = "processor : 0\nflags\t\t: fpu ht fma avx2 avx512f ibrs\n\nprocessor : 1\nflags\t\t: fpu sse4_2\n"
+    assert builds.isa(text) == "avx2 avx512f fma"
+    assert builds.isa("Features : asimd\n") == ""
