@@ -138,6 +138,7 @@ log:
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -155,6 +156,8 @@ from ansible_collections.dsprov.appliance.plugins.module_utils import builds, fi
 
 GIB = 1 << 30
 PAUSE = 0.25
+# Held while a build runs, so that on a disk that it has filled there is room to say so.
+ROOM = 1 << 20
 
 
 def spare_jobs() -> int:
@@ -180,6 +183,7 @@ class Build:
         self.asked = os.path.join(self.folder, "asked")
         self.outcome = os.path.join(self.folder, "outcome.json")
         self.history = os.path.join(self.folder, "history.json")
+        self.room = os.path.join(self.folder, "room")
         self.lock = -1
 
     # Asked from outside
@@ -207,6 +211,7 @@ class Build:
                     )
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.outcome)
+                    self._hold_room()
                     self._start(lock)
                     break
                 if not os.path.exists(self.outcome):
@@ -226,6 +231,19 @@ class Build:
             raise files.FileError(outcome["error"])
         return {"finished": bool(outcome), "progress": "" if outcome else self.progress()}
 
+    def _hold_room(self) -> None:
+        try:
+            with open(self.room, "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, ROOM)
+        except OSError as error:
+            raise files.FileError(self._full(str(error.strerror))) from None
+
+    def _full(self, words: str) -> str:
+        return (
+            f"{self.params['name']}: the disk of {self.folder} is full ({words}); free some room there, then "
+            "run the same command again: what is compiled is kept"
+        )
+
     def _touch(self) -> None:
         with open(self.asked, "w", encoding="ascii"):
             os.utime(self.asked)
@@ -241,7 +259,9 @@ class Build:
             return "configuring"
         seen = files.load_json(self.history).get("steps", [])
         seen.append([time.time(), done[0]])
-        files.dump_json(self.history, {"steps": seen})
+        # A guess at the time is not worth the build.
+        with contextlib.suppress(OSError):
+            files.dump_json(self.history, {"steps": seen})
         left = builds.remaining_seconds([(one[0], one[1]) for one in seen], done[1])
         guess = "" if left is None or len(seen) < 3 else f", about {max(1, round(left / 60))} min left"
         return f"{done[0]} of {done[1]} steps{guess}"
@@ -282,20 +302,22 @@ class Build:
         except BuildError:
             outcome["error"] = self._reason()
         except (files.FileError, OSError) as error:
-            outcome["error"] = f"{self.params['name']}: {error}"
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            outcome["error"] = self._full(str(error)) if full else f"{self.params['name']}: {error}"
         except SystemExit:
             return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.room)
         files.dump_json(self.outcome, outcome)
 
     def _reason(self) -> str:
         with open(self.log, encoding="utf-8", errors="replace") as file:
             kind, words = builds.first_error(file.read())
-        name, folder = self.params["name"], self.folder
-        if kind == "disk":
-            return (
-                f"{name}: the disk of {folder} is full ({words}); free some room there, then run the same "
-                "command again: what is compiled is kept"
-            )
+        name = self.params["name"]
+        there = os.statvfs(self.folder)
+        # The log is on the same disk, so it may lack the very words.
+        if kind == "disk" or there.f_bavail * there.f_frsize < ROOM:
+            return self._full(words if kind == "disk" else os.strerror(errno.ENOSPC))
         if kind == "memory":
             return (
                 f"{name}: the host ran out of memory while it compiled ({words}); set fewer compilers at "
