@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv/bin
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 DEMO := .lab/demo/hosts.ini
-SCENARIOS := docker model_store ollama open_webui demo
+SCENARIOS := docker nvidia_container_toolkit model_store ollama open_webui demo
 # Compilers and gigabytes of wheels: tens of minutes each.
 LONG_SCENARIOS := cuda_toolkit nvidia_driver llama_cpp llama_cpp_cuda vllm vllm_multi_node ktransformers
 HOST ?= deb12

@@ -34,6 +34,8 @@ RELOADABLE = frozenset(
         "shutdown-timeout",
     }
 )
+# Of those, what it still reads only when it starts: whether devices are given by CDI.
+AT_START = {"features": "cdi"}
 # Flags of dockerd whose name differs from the key they set.
 FLAG_KEYS = {
     "H": "hosts",
@@ -109,17 +111,16 @@ def flags_of(command: list[str]) -> set[str]:
 
 @dataclass
 class Merge:
-    """The new content, what we must remember about it, and the top-level keys that changed."""
+    """The new content, what we must remember about it, and the top-level keys that changed.
+
+    `restart_keys` are those of the changed ones that dockerd reads only when it starts.
+    """
 
     content: dict[str, Any]
     remembered: list[dict[str, Any]] = field(default_factory=list)
     changed_keys: list[str] = field(default_factory=list)
+    restart_keys: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-
-    @property
-    def restart_keys(self) -> list[str]:
-        """Return the changed keys that dockerd reads only when it starts."""
-        return [key for key in self.changed_keys if key not in RELOADABLE]
 
 
 def merge(
@@ -158,7 +159,16 @@ def merge(
     _put_in(base, wanted, [], result.remembered)
     _keep_order(base, current)
     result.changed_keys = sorted(key for key in {*base, *current} if base.get(key) != current.get(key))
+    result.restart_keys = [
+        key for key in result.changed_keys if key not in RELOADABLE or _at_start(key, base, current)
+    ]
     return result
+
+
+def _at_start(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two contents differ in what dockerd reads of a key only when it starts."""
+    rows = [row if isinstance(row := side.get(key), dict) else {} for side in (one, other)]
+    return key in AT_START and rows[0].get(AT_START[key]) != rows[1].get(AT_START[key])
 
 
 def _keep_order(content: dict[str, Any], like: dict[str, Any]) -> None:

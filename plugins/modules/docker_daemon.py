@@ -132,6 +132,8 @@ docker:
     foreign_containers: {description: Those that are not dsprov's., type: list, elements: str}
     registry_mirrors: {description: Mirrors in effect., type: list, elements: str}
     insecure_registries: {description: Registries spoken to without TLS., type: list, elements: str}
+    runtimes: {description: Names of the runtimes that it knows., type: list, elements: str}
+    cdi_folders: {description: Where it looks for devices by CDI., type: list, elements: str}
     apt_sources: {description: apt source files that name Docker's repository., type: list, elements: str}
 """
 
@@ -259,6 +261,8 @@ class Daemon:
             "foreign_containers": [],
             "registry_mirrors": [],
             "insecure_registries": [],
+            "runtimes": [],
+            "cdi_folders": [],
             "apt_sources": [],
         }
         for name in sorted(path for pattern in APT_SOURCES for path in glob.glob(pattern)):
@@ -284,6 +288,8 @@ class Daemon:
             live_restore=bool(info.get("LiveRestoreEnabled")),
             swarm=(info.get("Swarm") or {}).get("LocalNodeState", "inactive") not in ("", "inactive"),
             registry_mirrors=registries.get("Mirrors") or [],
+            runtimes=sorted(info.get("Runtimes") or {}),
+            cdi_folders=info.get("CDISpecDirs") or [],
             insecure_registries=sorted(
                 name
                 for name, row in (registries.get("IndexConfigs") or {}).items()

@@ -75,6 +75,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import files
+from ansible_collections.dsprov.appliance.plugins.module_utils.host import read, run
 from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import (
     RECEIPT,
     key_enrolled,
@@ -87,24 +88,6 @@ OWN_LISTS = "dsprov-nvidia"
 RUNFILE_PROGRAMS = ("/usr/bin/nvidia-uninstall", "/usr/local/bin/nvidia-uninstall")
 RUNFILE_LOG = "/var/log/nvidia-installer.log"
 _TARGET = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SOURCESENTRY)"
-
-
-def read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def run(*command: str) -> str:
-    """A command's output, or nothing where it is missing or fails."""
-    if not shutil.which(command[0]):
-        return ""
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "LC_ALL": "C"}
-    )
-    return done.stdout if done.returncode == 0 else ""
 
 
 def packages() -> list[dict[str, str]]:

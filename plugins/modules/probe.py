@@ -63,9 +63,7 @@ import http.client
 import json
 import os
 import platform
-import shutil
 import socket
-import subprocess
 import time
 import urllib.request
 from typing import Any
@@ -73,6 +71,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import devices, nvml
+from ansible_collections.dsprov.appliance.plugins.module_utils.host import read, run
 from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import RECEIPT, key_enrolled
 
 MAKERS = {"nvidia": "NVIDIA", "amd": "AMD", "huawei": "Huawei", "hygon": "Hygon"}
@@ -92,22 +91,6 @@ OUR_UNITS = ("dsprov-", "ollama.service")
 STATE = "/etc/dsprov/state.json"
 MODELS = "/var/lib/dsprov/models"
 DROP_IN = "/etc/systemd/system/ollama.service.d/dsprov.conf"
-
-
-def read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def run(*command: str) -> str:
-    """A command's output, or nothing where it is missing or fails."""
-    if not shutil.which(command[0]):
-        return ""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    return done.stdout if done.returncode == 0 else ""
 
 
 def operating_system() -> dict[str, Any]:

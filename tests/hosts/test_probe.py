@@ -61,7 +61,7 @@ def _bare_again(lab: Lab) -> Iterator[None]:
         lab.sh(
             host,
             "systemctl disable --now lab-hardware.service; rm -rf /etc/dsprov-lab "
-            "/etc/systemd/system/lab-hardware.service /usr/local/lib/libnvidia-ml.so.1; ldconfig",
+            "/etc/systemd/system/lab-hardware.service /usr/local/lib/libnvidia-ml.so.*; ldconfig",
         )
 
 

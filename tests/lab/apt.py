@@ -19,12 +19,16 @@ OWNER = "dsprov lab"
 
 @dataclass(frozen=True)
 class Package:
-    """One package: its files by path, each as bytes or a file's path; `more` goes into its control file."""
+    """One package: its files by path, each as bytes or a file's path.
+
+    `more` goes into its control file, `scripts` are dpkg's, such as `postinst`.
+    """
 
     name: str
     version: str
     files: Mapping[str, bytes | Path] = field(default_factory=dict)
     more: Mapping[str, str] = field(default_factory=dict)
+    scripts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def control(self) -> str:
@@ -46,6 +50,9 @@ def build(package: Package, folder: Path) -> Path:
     shutil.rmtree(root, ignore_errors=True)
     (root / "DEBIAN").mkdir(parents=True)
     (root / "DEBIAN" / "control").write_text(package.control, encoding="utf-8")
+    for name, text in package.scripts.items():
+        (root / "DEBIAN" / name).write_text(text, encoding="utf-8")
+        (root / "DEBIAN" / name).chmod(0o755)
     for path, content in package.files.items():
         target = root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -215,6 +215,8 @@ def run_options(found: Traits, suite_needs_v2: bool) -> list[str]:
         *dropped,
         *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec,mode=1777"),
+        # Nodes of imitated cards may be given to containers within; no driver answers behind them.
+        *("--device-cgroup-rule", "c 195:* rwm"),
         *("--cgroupns", "host", "-v", f"{tree}:/sys/fs/cgroup:rw"),
         *("--stop-signal", "SIGRTMIN+3", "-e", "container=docker"),
     ]

@@ -102,12 +102,10 @@ def containers(cache: Path, www: Path, key: Key, log: Log) -> None:
     row = table()["container_toolkit"]
     packages = []
     for version in made.extra["versions"]:
-        home = made.path / version
-        files: dict[str, bytes | Path] = {
-            f"/usr/bin/{name}": home / name for name in container_toolkit.PROGRAMS
-        }
-        files |= {f"/lib/systemd/system/{name}": home / name for name in container_toolkit.UNITS}
-        packages.append(Package(row["package"], f"{version}-1", files))
+        root = made.path / version / "root"
+        files = {f"/{file.relative_to(root)}": file for file in root.rglob("*") if file.is_file()}
+        script = (made.path / version / "postinst").read_text(encoding="utf-8")
+        packages.append(Package(row["package"], f"{version}-1", dict(files), scripts={"postinst": script}))
     apt.publish(www / row["path"], {"": packages}, key, suite="", label="nvidia-container-toolkit")
     (www / row["key"]).write_bytes(key.public)
 

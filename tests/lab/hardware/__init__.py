@@ -1,7 +1,8 @@
 """Hardware that a lab host does not have, imitated at its lowest interface: the PCI bus and NVIDIA's library.
 
 `nvml.c` answers as libnvidia-ml.so.1; a tree of files lies over /sys/bus/pci/devices. Nothing above these two
-knows that there is no card.
+knows that there is no card. The cards' nodes in /dev have nothing behind them: whoever may open one gets
+ENXIO, whoever may not EPERM.
 """
 
 from __future__ import annotations
@@ -23,18 +24,22 @@ from ..hosts import Host
 
 HERE = Path(__file__).parent
 LIBRARY = "libnvidia-ml.so.1"
+SMI = "nvidia-smi"
 DRIVER = "580.95.05"
 # The newest CUDA that each driver branch serves. Source: NVIDIA's CUDA release notes, table of drivers.
 CUDA = {470: (11, 4), 525: (12, 0), 535: (12, 2), 550: (12, 4), 570: (12, 8), 580: (13, 0)}
 DRIVER_NOT_LOADED = 9
 LIB_RM_VERSION_MISMATCH = 18
 NVIDIA = "10de"
+MAJOR = 195  # of the nodes in /dev, as the kernel's list of devices has it
 
 # The mount is a unit, so that a host that boots again has its cards.
 _SETUP = r"""
 set -eu
 systemctl stop lab-hardware.service 2>/dev/null || true
-rm -rf /etc/dsprov-lab /usr/local/lib/libnvidia-ml.so.1
+rm -rf /etc/dsprov-lab /usr/local/lib/libnvidia-ml.so.*
+rm -f /dev/nvidia[0-9]* /dev/nvidiactl
+dpkg --search /usr/bin/nvidia-smi >/dev/null 2>&1 || rm -f /usr/bin/nvidia-smi
 printf '%s' '@FILES@' | base64 -d | tar -xz --no-same-owner -C /
 ldconfig
 cat > /etc/systemd/system/lab-hardware.service <<'EOF'
@@ -46,6 +51,7 @@ Before=sysinit.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/mount --bind /etc/dsprov-lab/pci /sys/bus/pci/devices
+ExecStart=/bin/sh /etc/dsprov-lab/nodes
 ExecStop=/bin/umount /sys/bus/pci/devices
 [Install]
 WantedBy=sysinit.target
@@ -96,19 +102,20 @@ def branch(version: str) -> int:
 
 
 def library(cache: Path, log: Log) -> Artifact:
-    """The stub, built by this machine's compiler; it needs a C library of 2007 or newer."""
-    source = HERE / "nvml.c"
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared"]
-    flags += [f"-Wl,-soname,{LIBRARY}", "-Wl,--build-id=none"]
+    """The stub and nvidia-smi beside it, by this machine's compiler; they need a C library of 2007."""
+    source, smi = HERE / "nvml.c", HERE / "smi.c"
+    common = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none"]
+    flags = [*common, "-fPIC", "-fvisibility=hidden", "-shared", f"-Wl,-soname,{LIBRARY}"]
     digest = sha256_of(source)
 
     def make(out: Path) -> Artifact:
         need_tools({"gcc": "build-essential"}, log)
         path = out / LIBRARY
         run(["gcc", *flags, "-o", path, source])
+        run(["gcc", *common, "-o", out / SMI, smi, "-ldl"])
         return Artifact(path, sha256_of(path), path.stat().st_size, digest[:8])
 
-    return cached(cache, "nvml", {"source": digest, "flags": flags}, make, log)
+    return cached(cache, "nvml", {"source": digest, "smi": sha256_of(smi), "flags": flags}, make, log)
 
 
 def nvml_conf(machine: Machine, driver: str, loaded: str | None = None) -> str:
@@ -149,6 +156,18 @@ def pci_tree(machine: Machine) -> dict[str, str]:
     }
 
 
+def nodes(machine: Machine) -> str:
+    """A script that makes the cards' nodes, and the trace of a kernel module that NVIDIA's units look for."""
+    made = [(f"nvidia{index}", index) for index in range(machine.count)] + [("nvidiactl", 255)]
+    text = "".join(
+        f"[ -e /dev/{name} ] || mknod --mode=0666 /dev/{name} c {MAJOR} {minor}\n" for name, minor in made
+    )
+    return text + (
+        'modules=/lib/modules/$(uname --kernel-release)\n[ -e "$modules/modules.dep" ] || '
+        '{ mkdir -p "$modules"; echo "updates/dkms/nvidia.ko:" > "$modules/modules.dep"; }\n'
+    )
+
+
 def apply(
     host: Host, machine: Machine, driver: str | None, loaded: str | None, cache: Path, log: Log
 ) -> None:
@@ -156,12 +175,17 @@ def apply(
     files = {f"etc/dsprov-lab/pci/{path}": text.encode() for path, text in pci_tree(machine).items()}
     if driver:
         files["etc/dsprov-lab/nvml.conf"] = nvml_conf(machine, driver, loaded).encode()
-        files[f"usr/local/lib/{LIBRARY}"] = library(cache, log).path.read_bytes()
+        stub = library(cache, log).path
+        # As a driver has it: ldconfig makes the name that programs load.
+        files[f"usr/local/lib/{LIBRARY.removesuffix('1')}{driver}"] = stub.read_bytes()
+        files[f"usr/bin/{SMI}"] = stub.with_name(SMI).read_bytes()
+    files["etc/dsprov-lab/nodes"] = nodes(machine).encode() if driver else b""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for path, data in files.items():
             entry = tarfile.TarInfo(path)
             entry.size = len(data)
+            entry.mode = 0o755 if "/bin/" in path else 0o644
             archive.addfile(entry, io.BytesIO(data))
     script = _SETUP.replace("@FILES@", base64.b64encode(packed.getvalue()).decode())
     docker("exec", "-i", host.container, "sh", stdin=script)

@@ -121,6 +121,21 @@ def test_which_keys_need_a_restart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("current", "expected"),
+    [
+        ({}, ["features"]),
+        ({"features": {"buildkit": True, "cdi": False}}, ["features"]),
+        ({"features": {"cdi": True}}, []),
+        # No object at all: it is replaced.
+        ({"features": "x"}, ["features"]),
+    ],
+)
+def test_devices_by_name_need_a_restart(current: dict[str, Any], expected: list[str]) -> None:
+    """dockerd reloads its features, but looks only once whether it gives devices by CDI."""
+    assert merge(current, {"features": {"cdi": True}}, [], [], set()).restart_keys == expected
+
+
+@pytest.mark.parametrize(
     ("like", "expected"),
     [
         ("", '{\n  "a": 1\n}\n'),
@@ -130,3 +145,9 @@ def test_which_keys_need_a_restart() -> None:
 )
 def test_the_indent_of_the_owner_is_kept(like: str, expected: str) -> None:
     assert daemon_json.dump({"a": 1}, like) == expected
+
+
+def test_other_features_need_none() -> None:
+    assert (
+        merge({"features": {"cdi": True}}, {"features": {"buildkit": True}}, [], [], set()).restart_keys == []
+    )
