@@ -22,9 +22,11 @@ from ansible.utils.display import Display
 from ansible_collections.dsprov.appliance.plugins.module_utils import store
 from ansible_collections.dsprov.appliance.plugins.module_utils.commands import best_nic
 
-# Seconds between two looks at a host, and between two lines about it: dsprov shows them in place.
+# Seconds between two looks at a host; until the first line about it; between two lines, and two live ones.
 POLL = 1.0
-FIRST_LINE, LINES, LINES_LIVE = 3.0, 15.0, 2.0
+FIRST_LINE = 3.0
+LINES = 15.0
+LINES_LIVE = 2.0
 LIVE = "DSPROV_PROGRESS"
 # A connection that is lost is tried again for so long; the unit on the host goes on meanwhile.
 PATIENCE = 120.0
