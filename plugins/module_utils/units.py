@@ -16,6 +16,13 @@ MARK = "# Kept by dsprov"
 _ERROR = re.compile(r"(?m)(?:^|[ \]])((?:[A-Za-z_]+\.)*[A-Z]\w*(?:Error|Exception)): (.+)$")
 # What the processes around the failed one say of it.
 _SEQUEL = re.compile(r"(?i)(initialization failed|root cause|engine core|died unexpectedly)")
+# How systemd notes it; without cgroup v2 it sees no more than the signal.
+_OOM = re.compile(r"(Failed with result 'oom-kill'|killed by the OOM killer)")
+_SIGKILL = "code=killed, status=9/KILL"
+_EXIT = "Main process exited"
+_SMALLER = "take a smaller model or context, or give it more memory"
+OUT_OF_MEMORY = f"out of memory: the kernel ended it; {_SMALLER}"
+KILLED = f"ended by SIGKILL, as the kernel does out of memory; {_SMALLER}"
 _PROPERTIES = "LoadState,FragmentPath,DropInPaths,ActiveState,UnitFileState,MainPID,User,NRestarts"
 
 
@@ -102,23 +109,33 @@ def last_words(unit: str, lines: int = 4) -> str:
 
 def cause(unit: str) -> str:
     """Why a service fell over, by its log: the first error that names itself, else its last words."""
-    if "oom-kill" in run(["systemctl", "show", unit, "--property=Result"]):
-        return "out of memory: the kernel ended it"
     text = run(["journalctl", f"--unit={unit}", "--lines=3000", "--output=cat", "--no-pager"])
-    return named_error(text, f"Started {unit}") or f"its last words: {last_words(unit)}"
+    named = named_error(text, f"Started {unit}") or f"its last words: {last_words(unit)}"
+    limit = run(["systemctl", "show", unit, "--property=MemoryMax", "--value"]).strip()
+    if named in (OUT_OF_MEMORY, KILLED) and limit.isdigit():
+        return f"{named}; its unit bounds it to {limit} bytes (MemoryMax)"
+    return named
 
 
 def named_error(log: str, start: str) -> str:
-    """The error that brought a Python program down; empty where there is none.
+    """What brought a program down, by the last start that says so; empty where none does.
+
+    A Python program's error, else the kernel's hand.
 
     Args:
-        log: what it said, over several starts.
+        log: what it and systemd said, over several starts.
         start: how the line begins that systemd writes at each of them.
     """
     for run_of_it in reversed(log.split(start)):
         for name, words in _ERROR.findall(run_of_it):
             if not _SEQUEL.search(words):
                 return f"{name}: {words.strip()[:300]}"
+        if _OOM.search(run_of_it):
+            return OUT_OF_MEMORY
+        if _SIGKILL in run_of_it:
+            return KILLED
+        if _EXIT in run_of_it:
+            return ""
     return ""
 
 

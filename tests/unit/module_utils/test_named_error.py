@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.dsprov.appliance.plugins.module_utils.units import named_error
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import KILLED, OUT_OF_MEMORY, named_error
 
 START = "Started dsprov-vllm.service"
 # As vLLM 0.32 wrote it in the lab, shortened.
@@ -15,6 +15,21 @@ MEMORY = f"""{START} - vLLM.
 (EngineCore pid=2909) ERROR 11-22 02:58:38 [core.py:1510] RuntimeError: Insufficient space in shm.
     raise RuntimeError(
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {{}}
+dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
+"""
+# As systemd writes where it counts memory by cgroup v2, and where it does not.
+OOM = f"""{START} - vLLM.
+srv    load_model: loading model
+dsprov-vllm.service: A process of this unit has been killed by the OOM killer.
+dsprov-vllm.service: Main process exited, code=killed, status=9/KILL
+dsprov-vllm.service: Failed with result 'oom-kill'.
+"""
+SIGKILL = f"""{START} - vLLM.
+dsprov-vllm.service: Main process exited, code=killed, status=9/KILL
+dsprov-vllm.service: Failed with result 'signal'.
+"""
+PLAIN = f"""{START} - vLLM.
+error: invalid argument: --nonsense
 dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
 """
 
@@ -29,6 +44,11 @@ dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
             "torch.OutOfMemoryError: CUDA",
         ),
+        (MEMORY + OOM + f"{START} - vLLM.\nloading\n", OUT_OF_MEMORY),
+        (OOM + SIGKILL, KILLED),
+        (OOM + MEMORY, "RuntimeError: Insufficient space in shm."),
+        # What an earlier start fell over by is no cause of this one.
+        (MEMORY + OOM + PLAIN, ""),
         ("INFO all is well\n", ""),
         ("RuntimeError: Engine core initialization failed. See root cause above.", ""),
         ("", ""),
