@@ -17,6 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 DSPROV = Path(sys.executable).with_name("dsprov")
 # Another name lets two checkouts test beside each other.
 LAB = os.environ.get("DSPROV_TEST_PROJECT", "tests")
+BOTH = {"t12": "debian-12", "t13": "debian-13"}
 # What an install may change; a refusal must leave all of it as it was.
 FINGERPRINT = (
     "{ dpkg-query -W; ls /etc/systemd/system; cat /etc/passwd; "
@@ -91,11 +92,11 @@ class Lab:
         return path
 
 
-def _hosts(project: str, *options: str) -> Iterator[Lab]:
+def hosts_of(project: str, *options: str, **releases: str) -> Iterator[Lab]:
     """Fresh hosts; DSPROV_KEEP_HOSTS keeps them for a look afterwards and takes them again."""
     keep = os.environ.get("DSPROV_KEEP_HOSTS")
     command = [sys.executable, "-m", "tests.lab", "up", "--project", project, *options]
-    command += ["--host", "t12=debian-12", "--host", "t13=debian-13"]
+    command += [word for name, release in releases.items() for word in ("--host", f"{name}={release}")]
     subprocess.run([*command, *([] if keep else ["--fresh"])], cwd=PROJECT, check=True, timeout=3000)
     yield Lab(PROJECT / ".lab" / project / "hosts.ini", project)
     if not keep:
@@ -107,10 +108,10 @@ def _hosts(project: str, *options: str) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Hosts that reach the lab's mirror."""
-    yield from _hosts(LAB)
+    yield from hosts_of(LAB, **BOTH)
 
 
 @pytest.fixture(scope="session")
 def cut() -> Iterator[Lab]:
     """Hosts that reach nothing but this machine; their inventory still says where the mirror would be."""
-    yield from _hosts(f"{LAB}-cut", "--cut")
+    yield from hosts_of(f"{LAB}-cut", "--cut", **BOTH)

@@ -91,10 +91,11 @@ def listening(lab: Lab, port: int) -> Iterator[None]:
         lab.sh("t12", "systemctl stop squatter")
 
 
-@pytest.mark.parametrize("port", [8080, 11434])
-def test_a_port_that_is_taken(lab: Lab, tmp_path: Path, port: int) -> None:
+@pytest.mark.parametrize(("port", "engine"), [(8080, "ollama"), (11434, "ollama"), (11435, "llama_cpp")])
+def test_a_port_that_is_taken(lab: Lab, tmp_path: Path, port: int, engine: str) -> None:
     with listening(lab, port):
-        refused(lab, lab.variant(tmp_path), "t12", f"port {port}", "python3")
+        options = ("-e", f"dsprov_engine={engine}")
+        refused(lab, lab.variant(tmp_path), "t12", f"port {port}", "python3", options=options)
 
 
 def test_a_disk_too_full_for_the_model(lab: Lab, tmp_path: Path) -> None:

@@ -178,6 +178,26 @@ def test_a_host_that_boots_again_has_its_cards(lab: Lab) -> None:
     assert lab.sh("t13", "cat /sys/bus/pci/devices/0000:10:00.0/device") == "0x2684\n"
 
 
+@pytest.mark.parametrize(
+    ("machine", "driver", "engine", "words"),
+    [
+        ("2 x V100-32", "580.95.05", "vllm", ["vLLM", "compute capability 7.5", "V100", "7.0"]),
+        # The oldest CUDA that llama.cpp is built with is newer than this driver.
+        ("2 x 4090", "550.163.01", "llama_cpp", ["NVIDIA driver 550.163.01", "llama.cpp", "570 or later"]),
+    ],
+)
+def test_cards_and_drivers_that_an_engine_cannot_use_are_refused_by_name(
+    lab: Lab, machine: str, driver: str, engine: str, words: list[str]
+) -> None:
+    imitate(machine, "--driver", driver)
+    before = lab.fingerprint("t12")
+    chosen = ("-e", f"dsprov_engine={engine}", "-e", "dsprov_model=deepseek-r1:7b")
+    run = dsprov("install", "--tier", "basic", "-i", lab.inventory, "--limit", "t12", *chosen)
+    assert run.code == 3
+    assert any(all(word in error for word in words) for error in run.errors), run.err
+    assert lab.fingerprint("t12") == before
+
+
 def test_a_probe_is_quick(lab: Lab) -> None:
     """Under 2 s a host with all its cards, Ansible's own start included."""
     imitate("8 x H20")
