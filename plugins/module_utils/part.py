@@ -34,6 +34,9 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.pieces import (
 # The journal is written when this much came, or after so many seconds.
 JOURNAL_BYTES, JOURNAL_SECONDS = 64 * MIB, 1.0
 
+# By how many bytes the digest may be behind those that come; so few are still near the processor.
+LEAD = 32 * MIB
+
 
 class GoneError(Exception):
     """The part of the file that a connection worked on is not its own any more."""
@@ -109,6 +112,8 @@ class Part:
         self._descriptor = -1
         self._expected: list[str] = []
         self._noted = 0
+        # Bytes without a gap from the beginning: as the digest last saw it, and as an earlier run left it.
+        self._reach = self._old = 0
         self._tail_mended = False
         self._saver = threading.Thread(target=self._save_now_and_then, name="journal", daemon=True)
         self._saver_turn = threading.Event()
@@ -135,6 +140,7 @@ class Part:
             self.kept = {row[2] for row in rows}
             self._expected = saved.prefixes
             self.outcome.bytes_kept = self._noted = self.coverage.bytes
+            self._old = self.coverage.frontier()
             self.piece = saved.piece
         else:
             os.ftruncate(self._descriptor, 0)
@@ -250,6 +256,12 @@ class Part:
         except OSError as error:
             raise self.disk_error(error) from error
 
+    @property
+    def behind(self) -> bool:
+        """Whether the digest is far behind, an earlier run's bytes aside: these it reads from the disk."""
+        at = self.follower.position() if self.follower else 0
+        return at >= self._old and self._reach - at > LEAD
+
     def came(self, places: Sequence[tuple[int, int]], origin: int) -> None:
         """Note that `places` were written. Under the lock."""
         for first, last in places:
@@ -298,7 +310,8 @@ class Part:
 
     def _frontier(self) -> int:
         with self.lock:
-            return self.coverage.frontier()
+            self._reach = self.coverage.frontier()
+            return self._reach
 
     # Its journal
 

@@ -135,6 +135,24 @@ def refuse(response: http.client.HTTPResponse) -> SourceError | None:
     )
 
 
+def read_some(response: http.client.HTTPResponse, into: memoryview) -> int:
+    """Read what is there of an answer, at most as much as `into` holds; return its bytes, 0 at the end.
+
+    Nothing that came is lost when the rest does not come; nothing is allocated for bodies of a known length.
+    """
+    if response.chunked or response.length is None:
+        data = response.read1(len(into))
+        into[: len(data)] = data
+        return len(data)
+    if not response.length or response.fp is None:
+        return 0
+    count: int = response.fp.readinto1(into[: response.length])
+    response.length -= count
+    if not count:
+        response.close()
+    return count
+
+
 @functools.lru_cache(maxsize=1)
 def tls_context() -> ssl.SSLContext:
     """Return what certificates are checked with, made once."""
