@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 import socket
 import subprocess
 import tarfile
@@ -161,7 +162,8 @@ def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> boo
     for volume in host.shared:
         docker("volume", "create", "--label", f"{ROLE}=cache", volume)
     docker(
-        *("run", "-d", "--name", host.container, "--hostname", host.name, "--network", network),
+        *("run", "-d", "--name", host.container, "--hostname", host.name),
+        *("--network", network, "--ip", _free_address(network, log)),
         *("--label", f"{LABEL}={host.project}", "--label", f"{ROLE}=host", "--label", f"{SPEC}={spec}"),
         *("--label", f"dsprov.lab.name={host.name}", "--label", f"dsprov.lab.release={host.release}"),
         *(
@@ -174,6 +176,19 @@ def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> boo
         "/sbin/init",
     )
     return True
+
+
+def _free_address(network: str, log: Log) -> str:
+    """An address that a host keeps when it is started again; left to itself, the engine gives it another one.
+
+    The engine takes the lowest ones, these are of the upper half; any of them, since projects that come up at
+    the same moment do not know of each other.
+    """
+    upper = [str(address) for address in list(engine.ensure_network(log, network).subnets())[1].hosts()]
+    hosts = [engine.inspect("container", name) or {} for name in engine.labelled("container", f"{ROLE}=host")]
+    used = [link for host in hosts for link in host.get("NetworkSettings", {}).get("Networks", {}).values()]
+    taken = {str((link.get("IPAMConfig") or {}).get("IPv4Address")) for link in used}
+    return random.choice([address for address in upper if address not in taken])
 
 
 def remove(host: Host) -> None:
