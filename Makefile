@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 DEMO := .lab/demo/hosts.ini
 SCENARIOS := docker nvidia_container_toolkit model_store ollama open_webui demo
 # Compilers and gigabytes of wheels: tens of minutes each.
-LONG_SCENARIOS := cuda_toolkit nvidia_driver llama_cpp llama_cpp_cuda vllm vllm_multi_node ktransformers
+LONG_SCENARIOS := cuda_toolkit nvidia_driver llama_cpp llama_cpp_cuda vllm vllm_multi_node standard flagship ktransformers
 HOST ?= deb12
 PROJECT ?= lab
 
