@@ -91,18 +91,14 @@ waited:
   returned: success
 """
 
-import json
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-# Whatever proxy the host has is for the world outside, never for its own service.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+from ansible_collections.dsprov.appliance.plugins.module_utils.loopback import call
 
 
 class CheckError(Exception):
@@ -118,31 +114,6 @@ class Proof:
     signed_in: bool = False
     waited: float = 0.0
     warnings: list[str] = field(default_factory=list)
-
-
-def call(
-    url: str, token: str = "", body: dict[str, str] | None = None, timeout: float = 20
-) -> tuple[int, Any]:
-    """Return status and JSON of one request; status 0 if nothing answers."""
-    data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data=data)
-    request.add_header("Accept", "application/json")
-    if body is not None:
-        request.add_header("Content-Type", "application/json")
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
-    try:
-        with DIRECT.open(request, timeout=timeout) as answer:
-            status, raw = answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            status, raw = error.code, error.read()
-    except (OSError, ValueError):
-        return 0, None
-    try:
-        return status, json.loads(raw)
-    except ValueError:
-        return status, None
 
 
 class OpenWebuiCheck:

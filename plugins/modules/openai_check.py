@@ -91,45 +91,21 @@ tokens:
   type: int
 """
 
-import http.client
 import json
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dsprov.appliance.plugins.module_utils.units import Unit, cause, last_words
+from ansible_collections.dsprov.appliance.plugins.module_utils.loopback import call
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import Unit, cause
 
-# Whatever proxy the host has is for the world outside, never for its own service.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 FALLS = 3
 
 
 class CheckError(Exception):
     """Says what does not hold, where, and what to do."""
-
-
-def call(url: str, key: str, body: dict[str, Any] | None, timeout: float) -> tuple[int, Any]:
-    """Status and JSON of one request; status 0 and the reason when nothing answers."""
-    request = urllib.request.Request(url, data=json.dumps(body).encode() if body else None)
-    request.add_header("Content-Type", "application/json")
-    if key:
-        request.add_header("Authorization", f"Bearer {key}")
-    try:
-        with DIRECT.open(request, timeout=timeout) as answer:
-            status, raw = answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            status, raw = error.code, error.read()
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return 0, str(getattr(error, "reason", None) or error)
-    try:
-        return status, json.loads(raw)
-    except ValueError:
-        return status, raw.decode(errors="replace")[:200]
 
 
 class Check:
@@ -198,12 +174,13 @@ class Check:
         seconds = time.monotonic() - begun
         choices = answer.get("choices") if isinstance(answer, dict) else None
         message = (choices[0].get("message") if choices else None) or {}
-        text = str(message.get("content") or message.get("reasoning_content") or "").strip()
+        # A model that thinks first says nothing else in so few words; engines do not agree on the name of it.
+        said = (message.get(key) for key in ("content", "reasoning", "reasoning_content"))
+        text = next((str(words).strip() for words in said if words), "")
         if status != 200 or not text:
             raise CheckError(
                 f"{self.params['model']} at {self.url} gives no answer (status {status}): "
-                f"{json.dumps(answer)[:200]}; last words of {self.params['unit']}: "
-                f"{last_words(self.params['unit'])}"
+                f"{json.dumps(answer)[:200]}; {self.params['unit']}: {cause(self.params['unit'])}"
             )
         fingerprint = str(answer.get("system_fingerprint") or "")
         if not fingerprint.startswith(self.params["fingerprint"]):

@@ -22,7 +22,8 @@ class Engine(BaseHTTPRequestHandler):
     """A model named m, behind a key."""
 
     key = KEY
-    text = "Paris."
+    text: str | None = "Paris."
+    thought: tuple[str, str] | None = None
     ids = ("m",)
 
     def _say(self, status: int, body: Any) -> None:
@@ -45,7 +46,7 @@ class Engine(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         if self._known():
-            choice = {"message": {"content": self.text}}
+            choice = {"message": {"content": self.text, **dict([self.thought] if self.thought else [])}}
             usage = {"completion_tokens": 2}
             self._say(200, {"choices": [choice], "usage": usage, "system_fingerprint": "b7-x"})
 
@@ -76,6 +77,12 @@ def test_an_engine_that_answers(engine: type[Engine], tmp_path: Path) -> None:
     said = ask(engine, tmp_path, fingerprint="b7")
     assert (said["models"], said["answer"], said["tokens"]) == (["m"], "Paris.", 2)
     assert KEY not in json.dumps(said)
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
+def test_an_engine_that_is_still_thinking_answers_too(engine: type[Engine], tmp_path: Path, key: str) -> None:
+    engine.text, engine.thought = None, (key, "\nOkay, so")
+    assert ask(engine, tmp_path)["answer"] == "Okay, so"
 
 
 @pytest.mark.parametrize(
