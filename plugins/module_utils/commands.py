@@ -149,7 +149,8 @@ def vllm_environment(
     """
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if cpu_cache:
-        settings["VLLM_CPU_KVCACHE_SPACE"] = str(cpu_cache)
+        # It compiles single functions whatever --enforce-eager says, and a host without GPUs has no compiler.
+        settings |= {"VLLM_CPU_KVCACHE_SPACE": str(cpu_cache), "TORCH_COMPILE_DISABLE": "1"}
     if hopper_fp8:
         settings["VLLM_USE_FLASHINFER_MOE_FP8"] = "1"
     if several and nic is not None:
