@@ -19,10 +19,13 @@ _SEQUEL = re.compile(r"(?i)(initialization failed|root cause|engine core|died un
 # How systemd notes it; without cgroup v2 it sees no more than the signal.
 _OOM = re.compile(r"(Failed with result 'oom-kill'|killed by the OOM killer)")
 _SIGKILL = "code=killed, status=9/KILL"
+# The word of a group's watch (roles/vllm/files/vllm_watch.py): nobody else sends it.
+_ALARM = "code=killed, status=14/ALRM"
 _EXIT = "Main process exited"
 _SMALLER = "take a smaller model or context, or give it more memory"
 OUT_OF_MEMORY = f"out of memory: the kernel ended it; {_SMALLER}"
 KILLED = f"ended by SIGKILL, as the kernel does out of memory; {_SMALLER}"
+LOST = "a host of its group was lost: journalctl -u dsprov-vllm-watch says which"
 _PROPERTIES = "LoadState,FragmentPath,DropInPaths,ActiveState,UnitFileState,MainPID,User,NRestarts"
 
 
@@ -134,6 +137,8 @@ def named_error(log: str, start: str) -> str:
             return OUT_OF_MEMORY
         if _SIGKILL in run_of_it:
             return KILLED
+        if _ALARM in run_of_it:
+            return LOST
         if _EXIT in run_of_it:
             return ""
     return ""

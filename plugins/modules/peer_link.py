@@ -90,6 +90,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.dsprov.appliance.plugins.module_utils import units
+
 BLOCK = 1 << 20
 COUNT = struct.Struct("!Q")
 
@@ -191,7 +193,9 @@ def run(params: dict[str, Any]) -> dict[str, Any]:
         try:
             listener.bind((own, port))
         except OSError as error:
-            raise LinkError(f"cannot listen on {own} port {port}: {error.strerror or error}") from None
+            pid, program = units.listener(port)
+            who = f"{program} (process {pid}) has it; stop it" if pid else error.strerror or error
+            raise LinkError(f"cannot listen on {own} port {port}: {who}") from None
         listener.listen(16)
         leave_behind(listener, token, params["linger"], len(params["peers"]))
         return {"links": []}

@@ -101,6 +101,11 @@ options:
     type: list
     elements: int
     default: []
+  beside:
+    description: Units that belong to the service.
+    type: list
+    elements: str
+    default: []
   files:
     description: Files that the service reads and that this run does not bring.
     type: list
@@ -197,6 +202,14 @@ build:
     leftovers: {description: 'What builds that failed, or were given up, left in O(build.root).', type: list}
 unit:
   description: What systemd says about the service.
+  returned: success
+  type: dict
+fell:
+  description: Why the service fell over since somebody started it, by its log; empty where it did not.
+  returned: success
+  type: str
+beside:
+  description: What systemd says about each of O(beside), by name.
   returned: success
   type: dict
 unit_text:
@@ -464,8 +477,10 @@ class Look:
             "current": self.current,
             "releases": self.releases(),
             "unit": self.unit.row(),
+            "beside": {name: units.Unit.read(name).row() for name in self.params["beside"]},
             "unit_text": units.read(Path(self.unit.path)) if self.unit.path else "",
             "texts": {path: units.read(Path(path)) for path in self.params["texts"]},
+            "fell": units.cause(self.params["unit"]) if self.unit.failed or self.unit.restarts else "",
             "exec_start": units.exec_line([program, *self.params["command"][1:]]),
             "exe": self.exe,
             "process_digest": self.process.get(DIGEST, ""),
@@ -507,6 +522,7 @@ def main() -> None:
             # A path, not a secret.
             "key_file": {"type": "path", "no_log": False},
             "ports": {"type": "list", "elements": "int", "default": []},
+            "beside": {"type": "list", "elements": "str", "default": []},
             "files": paths,
             "folders": paths,
             "texts": paths,

@@ -47,6 +47,12 @@ options:
     type: list
     elements: str
     default: []
+  known_as:
+    description: >-
+      Versions of distributions that the environment counts as having, for programs that look themselves up by
+      another name than the one that they are published under.
+    type: dict
+    default: {}
   title:
     description: What is installed, for messages.
     type: str
@@ -138,6 +144,8 @@ class Venv:
             f"--python={python}",
             f"--requirements={params['requirements']}",
         )
+        for name, version in params["known_as"].items():
+            self._know(name, version)
         said = ""
         if params["proof"]:
             done = _run([str(python), *params["proof"]], dict(os.environ))
@@ -151,6 +159,14 @@ class Venv:
             os.fsync(file.fileno())
         fresh.rename(self.stamp)
         return said
+
+    def _know(self, name: str, version: str) -> None:
+        """Let the environment say that it has a distribution."""
+        for site in self.path.glob("lib/python3*/site-packages"):
+            folder = site / f"{name}-{version}.dist-info"
+            folder.mkdir()
+            text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            (folder / "METADATA").write_text(text, encoding="utf-8")
 
     def tidy(self) -> bool:
         """Remove the downloads, and say whether there were any."""
@@ -208,6 +224,7 @@ def main() -> None:
             "index": {"type": "str", "default": "https://pypi.org/simple"},
             "cache": {"type": "path", "required": True},
             "proof": {"type": "list", "elements": "str", "default": []},
+            "known_as": {"type": "dict", "default": {}},
             "title": {"type": "str", "required": True},
         },
         supports_check_mode=True,

@@ -22,6 +22,7 @@ PROJECT = os.environ.get("DSPROV_TEST_PROJECT", "tests") + "-group"
 INVENTORY = ROOT / ".lab" / PROJECT / "hosts.ini"
 DSPROV = Path(sys.executable).with_name("dsprov")
 UNIT = "dsprov-vllm.service"
+WATCH = "dsprov-vllm-watch.service"
 BIN = "/opt/dsprov/vllm/current/bin"
 # The CPU build cannot hand layers from host to host, but it can share each of them.
 WISHES = (
@@ -145,3 +146,49 @@ def test_a_worker_cut_off_the_network_brings_the_group_back(plan: dict[str, Any]
     finally:
         sh("worker", "nft", "delete table ip cut")
     assert comes_back()
+
+
+def failed(*words: str) -> str:
+    """What an install says that does not get through."""
+    done = subprocess.run(
+        [DSPROV, "install", "--tier", "flagship", "-i", INVENTORY, *WISHES, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stderr)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_nothing_to_do_restarts_nothing(plan: dict[str, Any]) -> None:
+    hosts = ("head", "worker")
+    before = [start_of(host) for host in hosts]
+    summary = json.loads(
+        run(str(DSPROV), "install", "--json", "--tier", "flagship", "-i", str(INVENTORY), *WISHES)
+    )
+    assert [row["changed"] for row in summary["hosts"]] == [0, 0]
+    assert [start_of(host) for host in hosts] == before
+
+
+def test_a_watch_that_was_stopped_comes_back_alone(plan: dict[str, Any]) -> None:
+    before = start_of("head")
+    sh("head", "systemctl", "disable", "--now", WATCH)
+    run(str(DSPROV), "install", "--tier", "flagship", "-i", str(INVENTORY), *WISHES)
+    assert sh("head", "systemctl", "is-active", WATCH).strip() == "active"
+    assert start_of("head") == before
+
+
+def test_a_worker_without_memory_is_named_and_the_next_run_goes_on(plan: dict[str, Any]) -> None:
+    # Less than vLLM takes before it reads a byte of the model: the kernel ends the largest process.
+    run("docker", "update", "--memory=900m", "--memory-swap=900m", f"dsprov-lab-{PROJECT}-worker")
+    try:
+        # Another length makes both start anew.
+        said = failed("-e", "dsprov_context_length=4096")
+        assert "worker: " in said
+        assert "out of memory" in said
+    finally:
+        run("docker", "update", "--memory=16g", "--memory-swap=16g", f"dsprov-lab-{PROJECT}-worker")
+    run(str(DSPROV), "install", "--tier", "flagship", "-i", str(INVENTORY), *WISHES)
+    assert answers()

@@ -165,8 +165,9 @@ def main(unit: str, user: str, peers: Sequence[str]) -> None:
         reason = watch.round(invocation_of(unit), connections(number, table()), ping)
         if reason:
             print(f"{unit} starts anew: {reason}", flush=True)
-            # Not stopped in good order: it hangs in a call to the peer that is gone.
-            subprocess.run(["systemctl", "kill", "--signal=KILL", unit], check=False)
+            # Not stopped in good order: it hangs in a call to the peer that is gone. And not by SIGKILL,
+            # which is how the kernel ends what takes too much memory: its log is to tell the two apart.
+            subprocess.run(["systemctl", "kill", "--signal=ALRM", unit], check=False)
         time.sleep(PERIOD)
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.dsprov.appliance.plugins.module_utils.units import KILLED, OUT_OF_MEMORY, named_error
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import (
+    KILLED,
+    LOST,
+    OUT_OF_MEMORY,
+    named_error,
+)
 
 START = "Started dsprov-vllm.service"
 # As vLLM 0.32 wrote it in the lab, shortened.
@@ -28,6 +33,9 @@ SIGKILL = f"""{START} - vLLM.
 dsprov-vllm.service: Main process exited, code=killed, status=9/KILL
 dsprov-vllm.service: Failed with result 'signal'.
 """
+ALARM = f"""{START} - vLLM.
+dsprov-vllm.service: Main process exited, code=killed, status=14/ALRM
+"""
 PLAIN = f"""{START} - vLLM.
 error: invalid argument: --nonsense
 dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
@@ -46,6 +54,7 @@ dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
         ),
         (MEMORY + OOM + f"{START} - vLLM.\nloading\n", OUT_OF_MEMORY),
         (OOM + SIGKILL, KILLED),
+        (OOM + ALARM, LOST),
         (OOM + MEMORY, "RuntimeError: Insufficient space in shm."),
         # What an earlier start fell over by is no cause of this one.
         (MEMORY + OOM + PLAIN, ""),

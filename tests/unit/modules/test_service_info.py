@@ -107,6 +107,12 @@ def test_all_that_stands_in_the_way_is_named_at_once(wanted: dict[str, Any], tmp
     assert run_module("service_info", **{**wanted, "purpose": "remove", "ports": [port]})
 
 
+def test_units_beside_the_service_are_told(wanted: dict[str, Any]) -> None:
+    found = run_module("service_info", **wanted, beside=["dsprov-neither.service"])
+    assert list(found["beside"]) == ["dsprov-neither.service"]
+    assert found["beside"]["dsprov-neither.service"]["exists"] is False
+
+
 def test_what_is_there_needs_no_room(wanted: dict[str, Any]) -> None:
     whole(wanted)
     venv = {**VENV, "install_bytes": 10**18}

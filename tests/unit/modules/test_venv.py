@@ -114,6 +114,13 @@ def test_a_wrong_digest_is_refused_and_no_password_is_told(wanted: dict[str, Any
     assert not stamp_of(wanted).exists()
 
 
+def test_it_is_known_by_another_name_too(wanted: dict[str, Any]) -> None:
+    proof = ["-c", "from importlib.metadata import version; print(version('tiny'), version('big'))"]
+    assert (
+        run_module("venv", **{**wanted, "known_as": {"big": "1.0+x"}, "proof": proof})["proof"] == "1.0 1.0+x"
+    )
+
+
 def test_one_that_does_not_work_is_never_whole(wanted: dict[str, Any]) -> None:
     with pytest.raises(ModuleFailedError, match=r"Tiny 1\.0 was installed but does not work: .*no_such"):
         run_module("venv", **{**wanted, "proof": ["-c", "import no_such"]})

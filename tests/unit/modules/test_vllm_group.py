@@ -102,11 +102,8 @@ def test_connections_are_read_as_the_kernel_writes_them() -> None:
 
 
 def test_this_machines_own_connections_are_seen() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        before = watch.connections(os.getuid(), watch.table())
-        with socket.create_connection(listener.getsockname()):
-            assert "127.0.0.1" in watch.connections(os.getuid(), watch.table())
-        assert before <= {*before, "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        assert "127.0.0.1" in watch.connections(os.getuid(), watch.table())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets are root's")
@@ -186,6 +183,13 @@ def test_a_slow_link_is_refused(listener: int) -> None:
     with pytest.raises(peer_link.LinkError, match=r"are wanted"):
         peer_link.run(wishes)
     assert peer_link.run({**wishes, "minimum_mbps": 1})["links"][0]["peer"] == "127.0.0.1"
+
+
+def test_who_has_the_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wanted = {"address": "127.0.0.1", "port": taken.getsockname()[1], "token": WORD, "listen": True}
+        with pytest.raises(peer_link.LinkError, match=rf"\(process {os.getpid()}\) has it; stop it"):
+            peer_link.run(wanted)
 
 
 def test_an_address_of_somebody_else_is_refused() -> None:
