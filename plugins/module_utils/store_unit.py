@@ -36,8 +36,9 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.wire import Sourc
 # Seconds of silence after which the next source is asked. A host that waits for another one's bytes waits
 # longer, or all would turn to the slow link while the one at the head of the chain still looks for its way.
 TAKEOVER, TAKEOVER_BEHIND = 10.0, 25.0
-# How long a host waits for the one before it to be up, seconds.
-PEER_START = 20.0
+# How long a host waits for the unit of the one before it, seconds; a busy host starts a process slowly, and
+# so does Ansible. A host that does not even refuse is behind a firewall, or gone.
+PEER_START, PEER_SILENT = 180.0, 20.0
 # A peer that gives less than this (bytes a second) while it has so much more than we is passed over.
 SLOW_RATE, SLOW_LEAD, SLOW_SECONDS = 1_000_000, 64 * 1024 * 1024, 20.0
 # Nobody asked for so long after all is there: nobody will.
@@ -156,21 +157,25 @@ class Unit:
 
     def _find_peers(self) -> None:
         """Wait until the first peer answers; leave out those that do not."""
-        until = time.monotonic() + PEER_START
+        began = time.monotonic()
         found: list[dict[str, str]] = []
         for peer in self.peers:
-            while not self._answers(peer):
+            while not (there := self._answers(peer)):
                 if self.stopped:
                     raise AbandonedError(self.title)
-                if found or time.monotonic() > until:
+                patience = PEER_SILENT if there is None else PEER_START
+                if found or time.monotonic() - began > patience:
                     break
                 time.sleep(0.25)
             else:
                 found.append(peer)
         self.peers = found
 
-    def _answers(self, peer: Mapping[str, str], sha256: str = "") -> int:
-        """How many bytes of a file a peer has, at least 1 where it is there at all; 0 where it is not."""
+    def _answers(self, peer: Mapping[str, str], sha256: str = "") -> int | None:
+        """How many bytes of a file a peer has, at least 1 where its unit runs; 0 where only its host answers.
+
+        None where nobody does.
+        """
         request = urllib.request.Request(
             f"{peer['url']}/{sha256 or self.files[0].routes[0].sha256}",
             method="HEAD",
@@ -183,8 +188,9 @@ class Unit:
         except urllib.error.HTTPError as error:
             error.close()
             return int(error.code == 404)
-        except (OSError, ValueError):
-            return 0
+        except (OSError, ValueError) as error:
+            refused = isinstance(getattr(error, "reason", error), ConnectionRefusedError)
+            return 0 if refused else None
 
     def _serve_on(self) -> None:
         """Hand on what is here until nobody asks any more."""
@@ -359,7 +365,7 @@ class Unit:
             threading.Thread(target=self._leave_if_slow, args=(route, now.done, peer), daemon=True).start()
 
     def _leave_if_slow(self, route: store.Route, done: int, peer: dict[str, str]) -> None:
-        has = self._answers(peer, route.sha256)
+        has = self._answers(peer, route.sha256) or 0
         left = (route.size or 0) - done
         if has - done > min(SLOW_LEAD, max(1, left // 2)) and self.fetcher:
             self.slow = peer

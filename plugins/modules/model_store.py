@@ -130,7 +130,8 @@ UTILS = "ansible_collections.dsprov.appliance.plugins.module_utils"
 CODE_ROOT = "/opt/dsprov/fetch"
 # A controller that watches touches a file each few seconds; one that was seen so lately is still there.
 WATCHED_SECONDS = 15.0
-START_SECONDS = 60.0
+# A unit that cannot start ends, and is seen to have ended; one that is slow is on a busy host.
+START_SECONDS = 600.0
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE")
 # The unit reads the network and writes into one folder.
 HARDENING = (

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -311,8 +312,8 @@ def test_hosts_take_from_one_another_while_it_still_arrives(site: Site) -> None:
 class Peer:
     """A peer of the test's own making."""
 
-    def __init__(self, offers: dict[str, store_peer.Offer], token: str = TOKEN) -> None:
-        self.server = store_peer.PeerServer("127.0.0.1", 0, token)
+    def __init__(self, offers: dict[str, store_peer.Offer], token: str = TOKEN, at: int = 0) -> None:
+        self.server = store_peer.PeerServer("127.0.0.1", at, token)
         self.server.offers = offers
         self.server.start()
         self.row = {"host": "peer", "url": f"http://127.0.0.1:{self.server.server_port}"}
@@ -352,6 +353,30 @@ def test_a_peer_that_is_not_there_is_left_out(site: Site, here: Any) -> None:
     found = here(site.host("h", peers=[gone]), PEER_START=0.5)
     assert found["state"] == "done"
     assert site.whole("h")
+
+
+def test_a_peer_that_starts_late_is_waited_for(site: Site, peers: list[Peer], here: Any) -> None:
+    row = site.put("a.gguf", MIB)
+    offers = {row["sha256"]: store_peer.whole(str(site.www / "a.gguf"))}
+    late = port()
+    timer = threading.Timer(2.0, lambda: peers.append(Peer(offers, at=late)))
+    timer.start()
+    peer = {"host": "late", "url": f"http://127.0.0.1:{late}"}
+    found = here(site.host("h", peers=[peer]), PEER_START=120.0, PEER_SILENT=0.1)
+    timer.join()
+    assert found["state"] == "done"
+    assert site.sent == 0, "it went out by itself"
+
+
+def test_a_host_that_does_not_even_refuse_is_not_waited_for(site: Site, here: Any) -> None:
+    site.put("a.gguf", MIB)
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # Takes connections and says nothing.
+        peer = {"host": "mute", "url": f"http://127.0.0.1:{mute.getsockname()[1]}"}
+        began = time.monotonic()
+        found = here(site.host("h", peers=[peer]), PEER_START=600.0, PEER_SILENT=0.1)
+    assert found["state"] == "done"
+    assert site.whole("h")
+    assert time.monotonic() - began < 300
 
 
 def test_a_peer_that_falls_silent_is_replaced(site: Site, peers: list[Peer], here: Any) -> None:
