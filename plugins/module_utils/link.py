@@ -14,34 +14,28 @@ import os
 import threading
 import time
 import urllib.parse
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import simple_index, wire
+from ansible_collections.dsprov.appliance.plugins.module_utils.claims import NOWHERE, SMALL, Claim, Claims
 from ansible_collections.dsprov.appliance.plugins.module_utils.files import FileError
+from ansible_collections.dsprov.appliance.plugins.module_utils.pace import Pace
 from ansible_collections.dsprov.appliance.plugins.module_utils.part import GoneError, Part
 from ansible_collections.dsprov.appliance.plugins.module_utils.pieces import MIB
 from ansible_collections.dsprov.appliance.plugins.module_utils.rates import Limiter
 from ansible_collections.dsprov.appliance.plugins.module_utils.wire import Source, SourceError
 
-# A file up to this size is asked for at once, without ranges.
-SMALL = 4 * MIB
 # What one read asks for at most.
 MOST_READ = 512 * 1024
 # A source that brought no more than this since it failed last got no further.
 LEAST_PROGRESS = 16 * 1024
-# A connection faster than this (bytes a second) needs no others beside it.
-FAST = 64 * MIB
 # A server that asks for patience gets no more than this, in seconds.
 LONGEST_WAIT = 300.0
 # How often a server may say that it is busy before it counts as failed.
 BUSY_TRIES = 8
 # How often a connection that hangs beside lively ones is ended before its time.
 HURRIES = 50
-# Seconds over which the rate is taken.
-WINDOW = 10.0
-LEAST_STEAL = 2 * MOST_READ
 
 
 @dataclass(frozen=True)
@@ -63,20 +57,6 @@ class Terms:
     tick: Callable[[], None]
 
 
-@dataclass(eq=False)
-class Claim:
-    """A range that one connection fills: `at` moves from its beginning to `stop`."""
-
-    at: int
-    stop: int
-    began: float
-    # Everything from the beginning to whatever end, for a server that knows no ranges.
-    whole: bool = False
-    line: wire.Line | None = None
-    moved: float = 0.0
-    hurried: bool = False
-
-
 class Link:
     """A source for one turn: what was learnt of it, and how it does.
 
@@ -95,7 +75,7 @@ class Link:
         self.got = 0
         self.running = 0
         self._live = False
-        self._claims: list[Claim] = []
+        self._claims = Claims(part)
         self._lines: set[wire.Line] = set()
         # Threads between their look whether they are still wanted and the end of their write.
         self._writing = 0
@@ -113,13 +93,7 @@ class Link:
         self._last_byte = now
         # A source where a connection hangs again and again is judged by `stall` alone.
         self._hurries = HURRIES
-        # How fast it is, and with how many connections.
-        self._most = terms.most_connections
-        self._target = 1
-        self._window: deque[tuple[float, int]] = deque([(now, 0)])
-        self._trial: tuple[float, int, float] | None = None
-        self._measured: tuple[float, int] = (now, 0)
-        self._next_trial = 0.0
+        self._pace = Pace(terms.connections, terms.most_connections, now)
         # Up to where the attempts tell of it.
         self._told = now
         self._got_told = 0
@@ -139,8 +113,7 @@ class Link:
     @property
     def rate(self) -> float:
         """Bytes a second, over the last while."""
-        first, last = self._window[0], self._window[-1]
-        return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else 0.0
+        return self._pace.rate
 
     @property
     def _known(self) -> int | None:
@@ -200,26 +173,27 @@ class Link:
         """Look after a source: silence, slowness, the number of connections."""
         now = time.monotonic()
         with self.part.lock:
-            got, running = self.got, self.running
-            if now - self._window[-1][0] >= 0.2:
-                self._window.append((now, got))
-                while len(self._window) > 2 and now - self._window[1][0] >= WINDOW:
-                    self._window.popleft()
+            running = self.running
+            self._pace.add(now, self.got)
             quiet = now - max(self._last_byte, self._wait_until)
             others = self.terms.others(self)
             if others and quiet > self.terms.takeover:
                 self.over = SourceError(f"no byte for {quiet:.0f} s", again=True)
                 return
-            rate = self.rate
-            seen = now - max(self._window[0][0], self._wait_until)
-            if others and self.source.min_rate and seen >= WINDOW and rate < self.source.min_rate:
-                self.over = SourceError(f"only {rate / 1e6:.3f} MB/s", again=True)
+            least = self.source.min_rate
+            if others and least and self._pace.below(least, now, self._wait_until):
+                self.over = SourceError(f"only {self.rate / 1e6:.3f} MB/s", again=True)
                 return
             if now < self._wait_until:
                 return
             self._hurry(now)
-            self._adapt(now)
-            wanted = min(self._target, self._places()) - running
+            if self._ranges:
+                self._pace.adapt(now, self.got, self.terms.limiter.limit, self.part.behind)
+            else:
+                self._pace.target = 1
+            wanted = 1 - running
+            if self._ranges and self.part.total is not None:
+                wanted = min(self._pace.target - running, self._claims.wanted())
         for _ in range(max(0, wanted)):
             self._spawn()
 
@@ -229,118 +203,22 @@ class Link:
             return
         patience = self.terms.takeover / 2
         lively = now - self._last_byte < patience / 4
-        for claim in self._claims:
-            alone = len(self._claims) == 1 and self.got > claim.stop - claim.at
+        for claim in self._claims.rows:
+            alone = len(self._claims.rows) == 1 and self.got > claim.stop - claim.at
             hangs = not claim.hurried and now - claim.moved > patience
             if claim.line and hangs and (lively or alone):
                 claim.hurried = True
                 self._hurries -= 1
                 claim.line.abort()
 
-    def _adapt(self, now: float) -> None:
-        """Set the number of connections: more where each is slow and more of them bring more."""
-        if self._is_file or not self._ranges:
-            self._target = 1
-            return
-        if self._target < min(self.terms.connections, self._most):
-            self._target = min(self.terms.connections, self._most)
-            self._measured = (now, self.got)
-            return
-        began, got = self._measured
-        if now - began < 0.3:
-            return
-        if self._most < self.terms.most_connections and now - self._struck > 30.0:
-            self._most, self._struck = self._most * 2, now
-        rate = (self.got - got) / (now - began)
-        self._measured = (now, self.got)
-        if self._trial:
-            tried_at, before, rate_before = self._trial
-            if now - tried_at < 1.0:
-                return
-            self._trial = None
-            if rate < 1.1 * rate_before:
-                # No faster: the link is full, and more connections are only a burden to others.
-                self._target = before
-                self._next_trial = now + 60.0
-                return
-        limit = self.terms.limiter.limit
-        free = (not limit or rate < 0.9 * limit) and not self.part.behind
-        if (
-            self._target < self._most
-            and rate / self._target < FAST
-            and free
-            and now >= self._next_trial
-            and rate
-        ):
-            self._trial = (now, self._target, rate)
-            slow = rate / self._target < FAST / 2
-            self._target = min(self._most, self._target * (4 if slow else 2))
-
-    def _places(self) -> int:
-        """Count what connections could take up now: gaps that nobody fills, by pieces. Under the lock."""
-        if self.part.total is None or not self._ranges:
-            return 1
-        free = sum((end - first + self.part.piece - 1) // self.part.piece for first, end in self._gaps())
-        stealable = sum(1 for claim in self._claims if claim.stop - claim.at >= 2 * LEAST_STEAL)
-        return self.running + free + (stealable if not free else 0)
-
-    def _gaps(self) -> list[tuple[int, int]]:
-        """Return the ranges that nobody has and nobody fills. Under the lock."""
-        if self.part.total is None:
-            return []
-        gaps = self.part.coverage.missing(0, self.part.total)
-        for claim in self._claims:
-            kept: list[tuple[int, int]] = []
-            for first, end in gaps:
-                if claim.stop <= first or claim.at >= end:
-                    kept.append((first, end))
-                    continue
-                if first < claim.at:
-                    kept.append((first, claim.at))
-                if claim.stop < end:
-                    kept.append((claim.stop, end))
-            gaps = kept
-        return gaps
-
     def _claim(self) -> Claim | None:
         """Give a connection something to fill, or None when it is not needed."""
         with self.part.lock:
             if self.over or self.part.fatal or self.part.ended or not self._live:
                 return None
-            if self.running > self._target or self.part.coverage.bytes == self.part.total:
+            if self.running > self._pace.target or self.part.coverage.bytes == self.part.total:
                 return None
-            now = time.monotonic()
-            if self.part.total is None or self._ranges is False or self._small():
-                if self._claims:
-                    return None
-                if self._ranges is False or self.part.total is not None or not self.part.coverage.bytes:
-                    claim = Claim(0, 1 << 62 if self.part.total is None else self.part.total, now, whole=True)
-                else:
-                    # The answer to the first range says how long the file is.
-                    first = self.part.coverage.frontier()
-                    claim = Claim(first, first + MIB, now)
-                self._claims.append(claim)
-                return claim
-            gaps = self._gaps()
-            if gaps:
-                first, end = gaps[0]
-                stop = min(end, (first // self.part.piece + 1) * self.part.piece)
-                # A short rest is not worth a request.
-                claim = Claim(first, end if end - stop < max(SMALL, self.part.piece) // 4 else stop, now)
-                self._claims.append(claim)
-                return claim
-            # At the end the idle help the slow.
-            slow = max(self._claims, key=lambda one: one.stop - one.at, default=None)
-            if slow is None or slow.whole or slow.stop - slow.at < 2 * LEAST_STEAL:
-                return None
-            middle = slow.at + (slow.stop - slow.at) // 2
-            claim = Claim(middle, slow.stop, now)
-            slow.stop = middle
-            self._claims.append(claim)
-            return claim
-
-    def _small(self) -> bool:
-        return self.part.total is not None and self.part.total <= SMALL and not self.part.coverage.bytes
+            return self._claims.take(self._ranges)
 
     def _spawn(self) -> None:
         with self.part.lock:
@@ -360,7 +238,7 @@ class Link:
         while self._writing or (self.running and time.monotonic() < deadline):
             time.sleep(0.002)
         with self.part.lock:
-            self._claims.clear()
+            self._claims.rows.clear()
 
     def _work(self) -> None:
         """Fill one range after the other over one connection; the body of a thread."""
@@ -405,8 +283,7 @@ class Link:
 
     def _release(self, claim: Claim) -> None:
         with self.part.lock:
-            if claim in self._claims:
-                self._claims.remove(claim)
+            self._claims.release(claim)
 
     def _strike(self, claim: Claim, problem: SourceError) -> None:
         """Take note of a failure; say when the source may be asked again, or that it is over."""
@@ -423,12 +300,12 @@ class Link:
             self._furthest = max(self._furthest, self.part.coverage.bytes)
             self._strikes = 1 if grown else self._strikes + 1
             self._struck = now
+            self._pace.trouble(now)
             delay = 0.0 if grown and not problem.busy else min(30.0, 0.2 * 2.0 ** (self._strikes - 1))
             if problem.wait is not None:
                 delay = min(LONGEST_WAIT, max(problem.wait, 0.1))
             if problem.busy:
-                self._most = self._target = max(1, min(self._target, self.running) // 2)
-                self._trial = None
+                self._pace.fewer(self.running)
             beyond = self._strikes >= (BUSY_TRIES if problem.busy else self.terms.tries)
             if beyond or (delay > self.terms.takeover and self.terms.others(self)):
                 self.over = problem
@@ -507,8 +384,8 @@ class Link:
                     # One of several servers behind one name, perhaps; beginning anew would cost more.
                     raise SourceError("ignores ranges", again=True)
                 self._ranges = False
-                self._target = 1
-                if any(other is not claim for other in self._claims):
+                self._pace.target = 1
+                if any(other is not claim for other in self._claims.rows):
                     raise SourceError("ignores ranges", again=True)
             large = self.part.total is not None and self.part.total > SMALL and not self.part.coverage.bytes
             if large and self._ranges is None and response.headers.get("Accept-Ranges") == "bytes":
@@ -518,7 +395,7 @@ class Link:
             else:
                 # Nobody else may work beside it.
                 claim.at, claim.whole = 0, True
-                claim.stop = self.part.total if self.part.total is not None else 1 << 62
+                claim.stop = self.part.total if self.part.total is not None else NOWHERE
         self._pour(response, claim, origin, self.part.total)
         if self.part.total is None:
             self.part.cut(claim.at)
@@ -578,7 +455,7 @@ class Link:
         at = claim.at
         buffer = memoryview(bytearray(MOST_READ))
         while end is None or at < end:
-            room = min(MOST_READ, (end if end is not None else 1 << 62) - at, claim.stop - at)
+            room = min(MOST_READ, (end if end is not None else NOWHERE) - at, claim.stop - at)
             if room <= 0:
                 return  # Another connection took the rest.
             room, delay = self.terms.limiter.grant(room)
@@ -663,7 +540,7 @@ class Link:
                     return
                 first, end = gaps[0]
                 claim = Claim(first, end, time.monotonic())
-                self._claims = [claim]
+                self._claims.rows = [claim]
             while claim.at < end:
                 count = os.preadv(source, [view[: min(MIB, end - claim.at)]], claim.at)
                 if not count:

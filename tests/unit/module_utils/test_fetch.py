@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, link, pieces, rates, wire
+from ansible_collections.dsprov.appliance.plugins.module_utils import fetch, files, pace, pieces, rates, wire
 from tests.fixtures.downloads import SIZE, content, fetcher, killed_again_and_again, noted
 from tests.fixtures.hub import MIB, Answer, Ask, Hub
 
@@ -140,7 +140,7 @@ def test_a_lone_source_that_stalls_is_asked_again(hub: Hub, tmp_path: Path) -> N
 def test_a_source_slower_than_it_should_be_is_left(
     hub: Hub, other: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "WINDOW", 1.0)
+    monkeypatch.setattr(pace, "WINDOW", 1.0)
     hub.behave = lambda ask: Answer(rate=20_000)
     outcome = fetcher(tmp_path).fetch([wire.Source(hub.url, min_rate=10_000_000), other.url + "/b"])
     assert whole(tmp_path) and outcome.source == other.url + "/b"
