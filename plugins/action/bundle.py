@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible_collections.dsprov.appliance.plugins.module_utils import nvidia_driver
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import bundle as bundles
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, problems
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import (
     ControllerAction,
     refusal,
@@ -48,6 +49,9 @@ def _lacking(made: bundles.Bundle, needs: Mapping[str, Any], system: str, port: 
     """What the roles want and the bundle has not, in words."""
     packages = made.document["packages"].get(system, [])
     yield from (name for name in needs["packages"] if name not in packages)
+    for driver in needs["drivers"]:
+        if missing := nvidia_driver.lacking(driver, catalogue()["nvidia"], packages):
+            yield f"NVIDIA driver ({missing})"
     for file in needs["files"]:
         if not made.by_digest.keys() & {file["sha256"], file.get("member_sha256") or ""}:
             yield str(file["name"])

@@ -9,14 +9,17 @@ from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import ControllerAction
 
-KINDS = ("packages", "repositories", "files", "images", "wheels")
+KINDS = ("packages", "repositories", "drivers", "files", "images", "wheels")
 
 
 class ActionModule(ControllerAction):
     """Options, each a list and empty by default.
 
     * packages: names of apt packages
-    * repositories: apt repositories beside the distribution's: url, suite, components, key (sha256, sources)
+    * repositories: apt repositories beside the distribution's: url, suite, components, key (name, sources,
+      and sha256 of its file or fingerprints)
+    * drivers: NVIDIA drivers whose version is chosen by what the repositories have, as the action
+      nvidia_driver gives them: decision, wishes, kernel, components, repositories
     * files: name, sha256, sources, and bytes, member and member_sha256 as the module artifact has them
     * images: registry, repository, digest, and image, the place where this channel has it
     * wheels: requirements (text of a requirements file with hashes), python (version), index

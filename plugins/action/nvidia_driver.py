@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -16,7 +18,11 @@ MODULE = "dsprov.appliance.nvidia_driver"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
-    """Options are the module's; adds `lists`, what apt must be told of, and fills the others."""
+    """Options are the module's; adds `lists`, what apt must be told of, and fills the others.
+
+    With `needs`, the place and the fingerprints of NVIDIA's repository, no host is asked: `drivers` are
+    rows for the action needs.
+    """
 
     TRANSFERS_FILES = False
     _supports_check_mode = True
@@ -28,6 +34,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
         wishes = rules.Wishes(**self._task.args["wishes"])
         rows = catalogue()
         kernel = str(facts["os"].get("kernel", ""))
+        if "needs" in self._task.args:
+            return {**result, "changed": False, "drivers": self._needs(facts, wishes, rows, kernel)}
         seen = self._look(kernel, [], task_vars)
         if seen.get("failed"):
             return {**result, **seen}
@@ -61,6 +69,35 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
             "lists": lists,
             **refusal(found),
         }
+
+    def _needs(
+        self, facts: dict[str, Any], wishes: rules.Wishes, rows: Mapping[str, Any], kernel: str
+    ) -> list[dict[str, Any]]:
+        """The driver that a bundle has to hold; none where the host keeps its own or has no card."""
+        table = rows["nvidia"]
+        decision = rules.decide(facts, rules.seen_by_probe(facts), wishes, table, rows["gpus"], problems())
+        if decision.action != "install" or not decision.ok:
+            return []
+        row = table["rows"][decision.row]
+        where = self._task.args["needs"]
+        repositories = []
+        if source := rules.lists(row, facts["os"], [])["repository"]:
+            url = f"{where['url']}/{source['path']}"
+            key = {
+                "name": "the key of NVIDIA's apt repository",
+                "fingerprints": where["fingerprints"] or [source["fingerprint"]],
+                "sources": [f"{url}/{source['key']}"],
+            }
+            repositories = [{"url": url, "suite": "/", "components": [], "key": key}]
+        return [
+            {
+                "decision": {**decision.as_dict(), "problems": [], "found": {}},
+                "wishes": asdict(wishes),
+                "kernel": kernel,
+                "components": row.get("components", []),
+                "repositories": repositories,
+            }
+        ]
 
     def _look(self, kernel: str, names: list[str], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         seen: dict[str, Any] = self._execute_module(

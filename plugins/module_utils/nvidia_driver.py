@@ -108,6 +108,14 @@ class Decision:
         made: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return made
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Decision:
+        """A decision out of what `as_dict` made of it, as far as a choice of packages wants it."""
+        kept = {
+            name: row[name] for name in ("action", "row", "source", "flavour", "signed", "fabric", "nvlink5")
+        }
+        return cls(**kept, branches=tuple(row["branches"]))
+
 
 def key_enrolled() -> bool:
     """Whether the firmware knows the key by which this host's DKMS signs."""
@@ -420,6 +428,27 @@ def asked(decision: Decision, table: Mapping[str, Any], kernel: str) -> list[str
         for group in names(decision, row, chosen, kernel).values():
             wanted += group
     return list(dict.fromkeys(wanted))
+
+
+def lacking(driver: Mapping[str, Any], table: Mapping[str, Any], packages: Sequence[str]) -> str:
+    """A package that a driver lacks among those of a bundle; empty where one of its branches is whole.
+
+    Args:
+        driver: a row that a role noted: decision, wishes, kernel.
+        packages: what the bundle was asked to hold.
+    """
+    decision = Decision.of(driver["decision"])
+    row = table["rows"][decision.row]
+    first = ""
+    for chosen in decision.branches:
+        groups = names(decision, row, chosen, str(driver["kernel"]))
+        missing = [
+            one for group in ("modules", "exact", "headers") for one in groups[group] if one not in packages
+        ]
+        if not missing:
+            return ""
+        first = first or missing[0]
+    return first
 
 
 def resolve(

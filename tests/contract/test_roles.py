@@ -113,7 +113,14 @@ def test_role_has_what_a_role_has(role: str) -> None:
 def entered() -> set[str]:
     """Roles that an install enters, the engines that it may choose among them."""
     plays = load(ROOT / "playbooks" / "install.yml")
-    named = {str(row["role"]).rpartition(".")[2] for play in plays for row in play.get("roles", [])}
+    rows = [row["role"] for play in plays for row in play.get("roles", [])]
+    rows += [
+        task["ansible.builtin.include_role"]["name"]
+        for play in plays
+        for task in play.get("pre_tasks", [])
+        if "ansible.builtin.include_role" in task
+    ]
+    named = {str(row).rpartition(".")[2] for row in rows}
     engines = load(ROOT / "catalog" / "engines.yml")["engines"]
     return (named - {"preflight"}) | {name for name, row in engines.items() if row["provisioned"]}
 

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from ansible_collections.dsprov.appliance.plugins.module_utils import apt_keys, nvidia_driver
 from ansible_collections.dsprov.appliance.plugins.module_utils.fetch import Fetcher
 from ansible_collections.dsprov.appliance.plugins.module_utils.files import FileError
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import ProblemError
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, problems
 from dsprov.bundle.gather import Wanted, safe_name
 from dsprov.paths import state_dir
 
@@ -43,6 +45,19 @@ class Repository:
     suites: tuple[str, ...]
     components: tuple[str, ...]
     key: str
+
+
+@dataclass(frozen=True)
+class Driver:
+    """An NVIDIA driver as the repositories have it.
+
+    Attributes:
+        names: its packages and what they are built with, as a manifest has them.
+        wanted: the same for apt, with the version where all parts must have one and the same.
+    """
+
+    names: tuple[str, ...]
+    wanted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,7 @@ class Apt:
 
     def _run(self, *words: str) -> str:
         done = subprocess.run(
-            ["apt-get", *words],
+            words,
             capture_output=True,
             text=True,
             check=False,
@@ -123,15 +138,49 @@ class Apt:
             raise problems().error("bundle-packages", system=self.system, detail=detail)
         return done.stdout
 
+    def _update(self) -> None:
+        """Fetch the lists."""
+        # Errors of single lists are only warnings to apt, and would give packages of an old list.
+        self._run("apt-get", "-q", "update", "-o", "APT::Update::Error-Mode=any")
+
+    def driver(self, row: Mapping[str, Any]) -> Driver:
+        """The NVIDIA driver that a role noted, in the newest version that all its parts have.
+
+        `choose` keeps to it.
+
+        Raises:
+            ProblemError: driver-version, driver-kernel, kernel-headers; bundle-packages as in `choose`.
+        """
+        self._update()
+        table, decision = catalogue()["nvidia"], nvidia_driver.Decision.of(row["decision"])
+        wishes, kernel = nvidia_driver.Wishes(**row["wishes"]), str(row["kernel"])
+        names = nvidia_driver.asked(decision, table, kernel)
+        said = self._run("apt-cache", "madison", *names)
+        versions: dict[str, list[str]] = {name: [] for name in names}
+        for name, version, where in (line.split(" | ") for line in said.splitlines()):
+            if where.endswith(" Packages"):
+                versions[name.strip()].append(version.strip())
+        made = nvidia_driver.resolve(decision, versions, kernel, False, wishes, table, problems())
+        if made.problems:
+            first = made.problems[0]
+            raise ProblemError(first, problems().exit_code(first["code"]))
+        (self.folder / "etc" / "preferences.d").mkdir(exist_ok=True)
+        (self.folder / "etc" / "preferences.d" / "driver").write_text(made.preferences, encoding="utf-8")
+        full = {
+            name: next(one for one in versions[name] if nvidia_driver.upstream(one) == made.version)
+            for name in made.held
+        }
+        wanted = tuple(f"{name}={full[name]}" if name in full else name for name in made.install)
+        return Driver(made.install, wanted)
+
     def choose(self, names: Sequence[str]) -> list[Package]:
         """These packages and all that they depend on, as on a machine that has none yet.
 
         Raises:
             ProblemError: bundle-packages; the archive cannot be read or trusted, or a package is not there.
         """
-        # Errors of single lists are only warnings to apt, and would give packages of an old list.
-        self._run("-q", "update", "-o", "APT::Update::Error-Mode=any")
-        said = self._run("-q", "-y", "--print-uris", "install", *sorted(set(names)))
+        self._update()
+        said = self._run("apt-get", "-q", "-y", "--print-uris", "install", *sorted(set(names)))
         found = re.findall(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$", said, re.MULTILINE)
         paragraphs = self._paragraphs({sha256 for _url, _name, _size, sha256 in found})
         return [
@@ -169,7 +218,7 @@ def _proxies() -> Iterator[str]:
 
 
 def third_party(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Repository]:
-    """Repositories that roles noted, each with its key fetched and checked by its digest.
+    """Repositories that roles noted, each with its key fetched, and checked by its digest or fingerprints.
 
     Raises:
         ProblemError: bundle-source.
@@ -177,8 +226,14 @@ def third_party(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Reposit
     found: list[Repository] = []
     for row in rows:
         key = row["key"]
-        file = folder / f"{key['sha256']}.asc"
-        if not file.exists():
+        prints = ["".join(one.split()).upper() for one in key.get("fingerprints", [])]
+        file = folder / (f"{'-'.join(prints)}.gpg" if prints else f"{key['sha256']}.asc")
+        if prints:
+            try:
+                apt_keys.ensure(str(file), key["sources"], set(prints), check=False)
+            except FileError as error:
+                raise problems().error("bundle-source", name=key["name"], detail=error) from error
+        elif not file.exists():
             try:
                 Fetcher(name=key["name"], part=f"{file}.part", sha256=key["sha256"]).fetch(key["sources"])
             except FileError as error:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,8 @@ class Maker:
         self.say = say
         self.folder = order.output.absolute()
         self.small: dict[str, bytes] = {}
+        # By system, the packages of its hosts' NVIDIA drivers.
+        self.drivers: dict[str, list[str]] = {}
         self.fetched_bytes = 0
 
     def make(self) -> dict[str, Any]:
@@ -236,7 +238,11 @@ class Maker:
         shutil.rmtree(work)
 
     def _choose_packages(self) -> dict[str, list[apt.Package]]:
-        systems = {system: row for system, row in self.needs.by_system.items() if row["packages"]}
+        systems = {
+            system: row
+            for system, row in self.needs.by_system.items()
+            if row["packages"] or row.get("drivers")
+        }
         if not systems:
             return {}
         apt.need_tools()
@@ -258,9 +264,27 @@ class Maker:
                 )
                 for suite in rows[name]["suites"]
             ]
-            repositories += apt.third_party(row["repositories"], folder)
-            chosen[system] = apt.Apt(folder, system, self.needs.arch, repositories).choose(row["packages"])
+            all_of_them = [*repositories, *apt.third_party(row["repositories"], folder)]
+            chosen[system] = apt.Apt(folder, system, self.needs.arch, all_of_them).choose(row["packages"])
+            for driver in row.get("drivers", []):
+                chosen[system] += self._choose_driver(system, driver, folder, repositories)
         return chosen
+
+    def _choose_driver(
+        self, system: str, row: Mapping[str, Any], folder: Path, repositories: Sequence[apt.Repository]
+    ) -> list[apt.Package]:
+        """A driver's packages, from lists of their own: its repository has others of common packages, too."""
+        beside = folder / f"driver-{hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]}"
+        beside.mkdir(exist_ok=True)
+        wider = [
+            replace(one, components=tuple(dict.fromkeys([*one.components, *row["components"]])))
+            for one in repositories
+        ]
+        wider += apt.third_party(row["repositories"], beside)
+        own = apt.Apt(beside, system, self.needs.arch, wider)
+        driver = own.driver(row)
+        self.drivers.setdefault(system, []).extend(driver.names)
+        return own.choose(driver.wanted)
 
     def _each(self, kind: str) -> list[Any]:
         """What all systems need of a kind, once."""
@@ -321,7 +345,8 @@ class Maker:
             "systems": sorted(self.needs.by_system),
             "made_for": sorted(self.needs.made_for, key=str),
             "packages": {
-                system: sorted(row["packages"]) for system, row in sorted(self.needs.by_system.items())
+                system: sorted({*row["packages"], *self.drivers.get(system, [])})
+                for system, row in sorted(self.needs.by_system.items())
             },
             "images": sorted(({name: row[name] for name in names} for row in self._each("images")), key=str),
             "key": {"fingerprint": key.fingerprint, "public": key.public} if key else None,
