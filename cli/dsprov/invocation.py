@@ -146,5 +146,7 @@ def ansible_environment(invocation: Invocation) -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         # Long work tells how it goes every few seconds: `Progress` shows it in place.
         "DSPROV_PROGRESS": "1",
+        # ansible-runner leaves longer results out, such as the plan of many hosts; in bytes.
+        "MAX_EVENT_RES": str(1 << 30),
         "HOME": os.environ.get("HOME") or str(state_dir()),
     }

@@ -143,6 +143,9 @@ class Recorder:
             detail = _one_line(result.get("msg", "")).rpartition("can be reached over ssh: ")[2]
             host.problems.append(problems().make("unreachable", data["host"], detail=detail))
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):
+            if host.state == "failed":
+                # A host goes on after a failure only where a rescue took it up: this says what that came to.
+                host.problems = [problem for problem in host.problems if problem["severity"] == "warning"]
             host.state = "failed"
             host.problems += self._failures(data, result, host)
 

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import nvidia_driver
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import bundle as bundles
+from ansible_collections.dsprov.appliance.plugins.plugin_utils import requirements
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, problems
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import (
     ControllerAction,
@@ -55,6 +57,14 @@ def _lacking(made: bundles.Bundle, needs: Mapping[str, Any], system: str, port: 
     for file in needs["files"]:
         if not made.by_digest.keys() & {file["sha256"], file.get("member_sha256") or ""}:
             yield str(file["name"])
+    name, _, release = system.partition("-")
+    own_python = catalogue()["systems"]["systems"][name]["python"][release]
+    for wheels in needs["wheels"]:
+        python = wheels.get("python") or own_python
+        text = Path(wheels["requirements"]).read_text(encoding="utf-8")
+        for requirement, digests in requirements.rows(text, python, made.document["arch"]):
+            if not made.by_digest.keys() & digests:
+                yield f"{requirement} (Python {python})"
     images = [(row["registry"], row["repository"], row["digest"]) for row in made.document["images"]]
     for image in needs["images"]:
         name = f"{image['repository']}@{image['digest'][:19]}"

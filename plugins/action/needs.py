@@ -16,13 +16,13 @@ class ActionModule(ControllerAction):
     """Options, each a list and empty by default.
 
     * packages: names of apt packages
-    * repositories: apt repositories beside the distribution's: url, suite, components, key (name, sources,
-      and sha256 of its file or fingerprints)
+    * repositories: apt repositories beside the distribution's: url, suite, components, and key, which is
+      name, fingerprints and sources
     * drivers: NVIDIA drivers whose version is chosen by what the repositories have, as the action
       nvidia_driver gives them: decision, wishes, kernel, components, repositories
     * files: name, sha256, sources, and bytes, member and member_sha256 as the module artifact has them
     * images: registry, repository, digest, and image, the place where this channel has it
-    * wheels: requirements (text of a requirements file with hashes), python (version), index
+    * wheels: requirements (a requirements file with hashes, on the controller), python (version), index
 
     Returns `needs`: all that was noted for this host so far, which is also the fact `dsprov_needs`.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 # The name by which `auto` is asked for: no row of the catalogue, but the best of all rows, kind by kind.
 AUTO = "auto"
+HUB = "docker.io"
 
 Answers = Mapping[str, Mapping[str, "float | None"]]
 
@@ -129,6 +130,19 @@ def choose(
         nearest = [kind for _, kind in hubs]
         places["hubs"] = [*nearest, *(hub for hub in places["hubs"] if hub not in nearest)]
     return places, chosen, silent
+
+
+def image_place(image: str, places: Mapping[str, Any]) -> str:
+    """The name under which a channel has an image; tag and digest stay.
+
+    Args:
+        image: as its makers call it; one without a registry is Docker Hub's, as Docker reads it.
+        places: the channel's; of its `registries` the one that stands in for the image's own counts.
+    """
+    registry, slash, repository = image.partition("/")
+    if not slash or not (set(registry) & {".", ":"} or registry == "localhost"):
+        registry, repository = HUB, image if slash else f"library/{image}"
+    return f"{(places.get('registries') or {}).get(registry, registry).rstrip('/')}/{repository}"
 
 
 def blob_source(blobs: str, sha256: str, name: str) -> str:

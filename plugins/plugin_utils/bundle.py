@@ -94,6 +94,7 @@ class Bundle:
 
         Raises:
             ProblemError: bundle-damaged; the file, or a part of it, is missing or has another size.
+                bundle-unreadable.
         """
         found: dict[int, Segment] = {}
         for folder in self.folders:
@@ -133,7 +134,13 @@ def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size if path.is_file() else None
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> Exception:
+    """A file of a bundle that is there and cannot be read, as an exception."""
+    detail = error.strerror or str(error)
+    return catalogue.problems().error("bundle-unreadable", file=path, detail=detail)
 
 
 def damaged(path: Path, detail: str) -> Exception:
@@ -172,7 +179,8 @@ def open_bundle(folders: Sequence[Path]) -> Bundle:
     """Reads and checks the manifest; no other byte.
 
     Raises:
-        ProblemError: bundle-missing, bundle-damaged, bundle-differs, bundle-newer, document-invalid.
+        ProblemError: bundle-missing, bundle-damaged, bundle-unreadable, bundle-differs, bundle-newer,
+            document-invalid.
     """
     found: list[tuple[Path, bytes]] = []
     for folder in folders:
@@ -182,7 +190,7 @@ def open_bundle(folders: Sequence[Path]) -> Bundle:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise catalogue.problems().error("bundle-missing", file=folder) from error
         except OSError as error:
-            raise damaged(path, error.strerror or str(error)) from error
+            raise unreadable(path, error) from error
     (path, raw), *others = found
     for one, text in found:
         if _read(one.with_name(SUM)) != sum_bytes(text):
@@ -201,8 +209,10 @@ def open_bundle(folders: Sequence[Path]) -> Bundle:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise damaged(path, "is missing") from error
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -250,20 +260,15 @@ def verify(bundle: Bundle, progress: Callable[[int], None] = lambda _count: None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    wrong: dict[str, list[str]] = {}
+    wrong: dict[str, tuple[str, str]] = {}
     for piece, fault in zip(pieces, found, strict=True):
         verdict.bytes += piece.length
         if fault:
-            wrong.setdefault(piece.row.path, []).append(fault)
-    for path, faults in sorted(wrong.items()):
+            wrong.setdefault(piece.row.path, fault)
+    for path, (code, detail) in sorted(wrong.items()):
         file = places[path][0].file if len(places[path]) == 1 else bundle.folders[0] / path
-        verdict.problems.append(damaged_problem(file, faults[0]))
+        verdict.problems.append(catalogue.problems().make(code, file=file, detail=detail))
     return verdict
-
-
-def damaged_problem(file: Path, detail: str) -> Problem:
-    """The same as `damaged`, as a problem."""
-    return catalogue.problems().make("bundle-damaged", file=file, detail=detail)
 
 
 def _pieces(row: Row, length: int) -> Iterator[_Piece]:
@@ -274,18 +279,20 @@ def _pieces(row: Row, length: int) -> Iterator[_Piece]:
         yield _Piece(row, index, offset, min(length, row.bytes - offset), digest)
 
 
-def _check(piece: _Piece, segments: Sequence[Segment], progress: Callable[[int], None]) -> str:
-    """What is wrong with a piece, or nothing."""
+def _check(
+    piece: _Piece, segments: Sequence[Segment], progress: Callable[[int], None]
+) -> tuple[str, str] | None:
+    """What is wrong with a piece: a problem's code and its detail; None where all is well."""
     try:
         got = hash_range(segments, piece.offset, piece.length, progress)
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return "bundle-unreadable", error.strerror or str(error)
     if got == piece.sha256:
-        return ""
+        return None
     where = ""
     if piece.row.pieces:
         where = f" in {human_bytes(piece.length)} from byte {piece.offset} on"
-    return f"sha256 is {got}, the manifest says {piece.sha256}{where}"
+    return "bundle-damaged", f"sha256 is {got}, the manifest says {piece.sha256}{where}"
 
 
 def hash_range(

@@ -118,17 +118,29 @@ def test_a_flipped_byte_stops_an_install(cut: Lab, bundle: Path, tmp_path: Path,
     assert cut.fingerprint("t13") == before
 
 
-def test_a_bundle_for_another_system(cut: Lab, bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"systems": ["debian-12"]}, "nothing for debian-13 x86_64; it was made for debian-12 x86_64"),
+        ({"arch": "aarch64"}, "nothing for debian-13 x86_64; it was made for debian-12 aarch64"),
+        ({"tier": "basic"}, "made for tier basic, not demo"),
+        ({"schema": 2, "dsprov": "9.0.0"}, "made by dsprov 9.0.0"),
+    ],
+    ids=["system", "arch", "tier", "newer"],
+)
+def test_a_bundle_that_was_not_made_for_this(
+    cut: Lab, bundle: Path, tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
     folder = copy_of(bundle, tmp_path / "copy")
     document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    document["systems"] = ["debian-12"]
     (folder / "manifest.sha256").unlink()
-    write_manifest(folder, manifest_bytes(document))
+    write_manifest(folder, manifest_bytes({**document, **change}))
     before = cut.fingerprint("t13")
     inventory = cut.variant(tmp_path, hosts=("t13",))
     run = dsprov("install", "--tier", "demo", "--bundle", folder, "-i", inventory)
     assert run.code == 2
-    assert "nothing for debian-13" in run.errors[0]
+    assert len(run.errors) == 1
+    assert word in run.errors[0]
     assert cut.fingerprint("t13") == before
 
 
@@ -139,6 +151,8 @@ def test_a_setting_that_the_bundle_was_not_made_with(cut: Lab, bundle: Path, tmp
         (f"open_webui_image_digest=sha256:{'0' * 64}", "open-webui/open-webui@sha256:0000"),
         ("open_webui_image=registry.example.org/open-webui", "registry.example.org"),
         ("open_webui_method=venv", "uv 0."),
+        ("dsprov_model=deepseek-r1:1.5b", "DeepSeek-R1-Distill-Qwen-1.5B"),
+        ("dsprov_engine=llama_cpp", "llama.cpp"),
     ):
         run = dsprov("install", "--tier", "demo", "--bundle", bundle, "-i", inventory, "-e", setting)
         assert run.code == 2, setting
@@ -213,11 +227,13 @@ def weight(folder: Path) -> int:
 @pytest.mark.slow
 def test_a_bundle_killed_at_any_moment_goes_on(cut: Lab, bundle: Path, tmp_path: Path) -> None:
     """Five moments; what came before a kill is not fetched again, and nothing unfinished is left."""
+    create(cut, bundle, *BOTH)  # Each test has a user of its own, whose key is in the bundle.
     wanted = dsprov("bundle", "show", bundle, "--json").document
     folder = tmp_path / "killed"
     command = [str(DSPROV), "bundle", "create", "--tier", "demo", *BOTH]
     command += ["-i", str(cut.inventory), "-o", str(folder)]
-    for arrived in (0, 60_000_000, 150_000_000, 300_000_000, 500_000_000):
+    moments = (0, 60_000_000, 150_000_000, 300_000_000, 500_000_000)
+    for arrived in moments:
         started = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while started.poll() is None and weight(folder) < arrived:
             time.sleep(0.05)
@@ -226,6 +242,7 @@ def test_a_bundle_killed_at_any_moment_goes_on(cut: Lab, bundle: Path, tmp_path:
         started.wait(timeout=30)
     made = create(cut, folder, *BOTH)
     assert made["digest"] == wanted["digest"]
-    assert made["fetched_bytes"] < 0.4 * wanted["bytes"]
+    # Lost is what no journal had yet: at most 64 MiB of each of four files.
+    assert made["fetched_bytes"] <= wanted["bytes"] - moments[-1] + 4 * 64 * 1024 * 1024
     left = {path.name for path in folder.iterdir()}
     assert left == {path.name for path in bundle.iterdir()}

@@ -60,8 +60,8 @@ def build(package: Package, folder: Path) -> Path:
             shutil.copyfile(content, target)
         else:
             target.write_bytes(content)
-        target.chmod(0o755 if "bin/" in path else 0o644)
-    deb = folder / f"{package.name}_{package.version.replace(':', '%3a')}_amd64.deb"
+        target.chmod(0o755 if "bin/" in path or path.startswith("/DEBIAN/") else 0o644)
+    deb = folder / f"{package.name}_{package.version.rpartition(':')[2]}_amd64.deb"
     common.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "--build", root, deb])
     shutil.rmtree(root)
     return deb
@@ -76,18 +76,18 @@ class Key:
     public: bytes
 
 
-def key(cache: Path, log: Log) -> Key:
-    """The lab's key, made once; nobody outside the lab trusts it."""
+def key(cache: Path, log: Log, owner: str = OWNER) -> Key:
+    """A key of the lab, its own or a stranger's, made once; nobody outside the lab trusts it."""
     common.need_tools({"gpg": "gnupg", "dpkg-deb": "dpkg"}, log)
-    home = cache / "gnupg"
+    home = cache / ("gnupg" if owner == OWNER else f"gnupg-{owner.replace(' ', '-')}")
     with common.locked(cache, "gnupg", log):
         if not (home / "made").exists():
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(mode=0o700, parents=True)
-            words = ["--passphrase", "", "--quick-generate-key", OWNER, "ed25519", "sign", "never"]
+            words = ["--passphrase", "", "--quick-generate-key", owner, "ed25519", "sign", "never"]
             _gpg(home, *words)
             (home / "made").touch()
-    rows = _gpg(home, "--with-colons", "--list-keys", OWNER).splitlines()
+    rows = _gpg(home, "--with-colons", "--list-keys", owner).splitlines()
     fingerprint = next(row.split(":")[9] for row in rows if row.startswith("fpr:"))
     public = _gpg(home, "--armor", "--export", fingerprint).encode()
     return Key(home, fingerprint, public)
@@ -112,9 +112,19 @@ def index(debs: Mapping[Path, Package], root: Path) -> bytes:
 
 
 def publish(
-    root: Path, components: Mapping[str, Sequence[Package]], key: Key, *, suite: str, label: str
+    root: Path,
+    components: Mapping[str, Sequence[Package]],
+    key: Key,
+    *,
+    suite: str,
+    label: str,
+    valid_until: str = "",
 ) -> None:
-    """Write a repository at ROOT: flat where SUITE is empty, else dists/SUITE with these components."""
+    """Write a repository at ROOT: flat where SUITE is empty, else dists/SUITE with these components.
+
+    Args:
+        valid_until: a date after which apt shall not take it; empty for ever.
+    """
     shutil.rmtree(root, ignore_errors=True)
     lists: dict[str, bytes] = {}
     for name, packages in components.items():
@@ -129,6 +139,8 @@ def publish(
         (base / path).parent.mkdir(parents=True, exist_ok=True)
         (base / path).write_bytes(data)
     head = {"Origin": label, "Label": label, "Date": formatdate(usegmt=True), "Architectures": "amd64"}
+    if valid_until:
+        head["Valid-Until"] = valid_until
     if suite:
         head |= {"Suite": suite, "Codename": suite, "Components": " ".join(components)}
     text = "".join(f"{name}: {value}\n" for name, value in head.items()) + "SHA256:\n"

@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import apt_keys, nvidia_driver
-from ansible_collections.dsprov.appliance.plugins.module_utils.fetch import Fetcher
 from ansible_collections.dsprov.appliance.plugins.module_utils.files import FileError
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import ProblemError
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, problems
@@ -218,7 +217,7 @@ def _proxies() -> Iterator[str]:
 
 
 def third_party(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Repository]:
-    """Repositories that roles noted, each with its key fetched, and checked by its digest or fingerprints.
+    """Repositories that roles noted, each with its key fetched and known by its fingerprints.
 
     Raises:
         ProblemError: bundle-source.
@@ -226,19 +225,12 @@ def third_party(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Reposit
     found: list[Repository] = []
     for row in rows:
         key = row["key"]
-        prints = ["".join(one.split()).upper() for one in key.get("fingerprints", [])]
-        file = folder / (f"{'-'.join(prints)}.gpg" if prints else f"{key['sha256']}.asc")
-        if prints:
-            try:
-                apt_keys.ensure(str(file), key["sources"], set(prints), check=False)
-            except FileError as error:
-                raise problems().error("bundle-source", name=key["name"], detail=error) from error
-        elif not file.exists():
-            try:
-                Fetcher(name=key["name"], part=f"{file}.part", sha256=key["sha256"]).fetch(key["sources"])
-            except FileError as error:
-                raise problems().error("bundle-source", name=key["name"], detail=error) from error
-            Path(f"{file}.part").replace(file)
+        prints = ["".join(one.split()).upper() for one in key["fingerprints"]]
+        file = folder / f"{'-'.join(prints)}.gpg"
+        try:
+            apt_keys.ensure(str(file), key["sources"], set(prints), check=False)
+        except FileError as error:
+            raise problems().error("bundle-source", name=key["name"], detail=error) from error
         found.append(Repository(row["url"], (row["suite"],), tuple(row["components"]), str(file)))
     return found
 

@@ -320,7 +320,8 @@ class Maker:
             name, _, release = system.partition("-")
             for one in row.get("wheels", []):
                 python = one.get("python") or rows[name]["python"][release]
-                found += wheels.wanted(one["requirements"], python, self.needs.arch, one["index"])
+                text = Path(one["requirements"]).read_text(encoding="utf-8")
+                found += wheels.wanted(text, python, self.needs.arch, one["index"])
         return found
 
     def _write_small(self, path: str, data: bytes) -> Row:

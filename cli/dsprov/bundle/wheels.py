@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
@@ -16,6 +15,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.simple_index impo
     SIMPLE_JSON,
     links_of_simple_page,
 )
+from ansible_collections.dsprov.appliance.plugins.plugin_utils import requirements as lists
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import problems
 from dsprov.bundle.gather import Wanted
 
@@ -23,30 +23,6 @@ from dsprov.bundle.gather import Wanted
 _GLIBC = 35
 _TIMEOUT = 60
 _AT_ONCE = 8
-
-
-def rows(requirements: str, python: str, arch: str) -> Iterator[tuple[Requirement, frozenset[str]]]:
-    """The packages of a requirements file that apply to a Python, each with its digests."""
-    environment = {
-        **default_environment(),
-        "python_version": python,
-        "python_full_version": f"{python}.0",
-        "implementation_name": "cpython",
-        "platform_python_implementation": "CPython",
-        "platform_machine": arch,
-        "platform_system": "Linux",
-        "sys_platform": "linux",
-        "os_name": "posix",
-    }
-    for line in re.sub(r"\\\n", " ", requirements).splitlines():
-        text = re.sub(r"(^|\s)#.*", "", line).strip()
-        if not text or text.startswith("-"):
-            continue
-        requirement = Requirement(re.split(r"\s--hash=", text)[0].strip())
-        if requirement.marker is None or requirement.marker.evaluate(
-            {k: str(v) for k, v in environment.items()}
-        ):
-            yield requirement, frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", text))
 
 
 def tags(python: str, arch: str) -> dict[Tag, int]:
@@ -71,7 +47,7 @@ def wanted(requirements: str, python: str, arch: str, index: str) -> list[Wanted
         ProblemError: bundle-source; a package has none of the files that its digests name, for this Python.
     """
     ranks = tags(python, arch)
-    asked = list(rows(requirements, python, arch))
+    asked = list(lists.rows(requirements, python, arch))
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         return list(pool.map(lambda row: _choose(row[0], row[1], python, index, ranks), asked))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +83,37 @@ def test_a_file_that_is_not_what_it_was(
     assert str(folder / path) in said.err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(make: Make, dsprov: Dsprov) -> None:
-    folder = make()
-    (folder / BIG).chmod(0)
-    said = dsprov("bundle", "verify", folder)
-    assert said.code == 2
-    assert BIG in said.one_line()
+@pytest.fixture
+def plain_user() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """A block that is run without root's right to read everything."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        if os.geteuid():
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    yield block
+
+
+@pytest.mark.parametrize("victim", [BIG, "manifest.json", "manifest.sha256"])
+def test_a_file_that_may_not_be_read(
+    victim: str, make: Make, dsprov: Dsprov, plain_user: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    with tempfile.TemporaryDirectory() as place:  # tmp_path lies in a folder of root's own
+        Path(place).chmod(0o755)
+        folder = Path(shutil.copytree(make(), Path(place) / "bundle"))
+        assert dsprov("bundle", "verify", folder).code == 0
+        (folder / victim).chmod(0)
+        with plain_user():
+            said = dsprov("bundle", "verify", folder)
+        assert said.code == 2
+        assert f"{folder / victim}: cannot be read: Permission denied" in said.one_line()
 
 
 @pytest.mark.parametrize(

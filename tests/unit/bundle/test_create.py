@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dsprov.bundle import create
 from tests.conftest import Dsprov
 from tests.unit.bundle.conftest import Make
 
@@ -71,3 +72,12 @@ def test_the_line_that_is_shown_is_the_line_that_runs(make: Make, dsprov: Dsprov
     assert said.code == 0
     assert "-R 127.0.0.1:4870:" in said.out
     assert f"-e dsprov_channel=bundle -e dsprov_bundle={folder}" in said.out
+
+
+def test_lists_of_packages_of_any_length_are_heard_of() -> None:
+    """Open WebUI's, with all digests, is longer than what ansible-runner hands over by itself."""
+    order = create.Order("demo", ("debian-12",), None, (), ("open_webui_method=venv",), None, Path("unused"))
+    needs = create.ask_roles(order, lambda _event: None).by_system["debian-12"]
+    (wheels,) = needs["wheels"]
+    assert Path(wheels["requirements"]).read_text(encoding="utf-8").count("--hash=sha256:") > 1000
+    assert any(file["name"].startswith("uv ") for file in needs["files"])

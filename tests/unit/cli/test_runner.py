@@ -275,3 +275,8 @@ def test_work_that_goes_on_by_itself_says_how_far_it_is(
 def test_verbose_progress_is_ansibles_own_output(capsys: pytest.CaptureFixture[str]) -> None:
     row = event("runner_on_ok", "a", stdout="ok: [a]\r\nmore", res={"changed": True})
     assert show(capsys, row, said(""), verbose=True) == ["ok: [a]", "more"]
+
+
+def test_what_a_rescue_says_takes_the_place_of_what_it_took_up() -> None:
+    one = problem("port-in-use", "a", port=1)
+    assert come_to(failed("a", "the first"), refusal("a", one), code=2).problems == [one]

@@ -10,6 +10,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.problems import P
 from ansible_collections.dsprov.appliance.plugins.module_utils.sources import (
     endpoints,
     file_sources,
+    image_place,
     resolve_channel,
 )
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
@@ -116,3 +117,28 @@ def test_the_users_place_leaves_nothing_to_choose(channel: str) -> None:
     asked = endpoints(catalogue(), channel, mirrors)
     assert asked["pypi_index"] == {"http://mirror/simple/": "http://mirror/simple/uv/"}
     assert asked["ghcr.io"] == {"mirror:5000/ghcr.io": "http://mirror:5000/v2/"}
+
+
+REGISTRIES = {"ghcr.io": "mirror.example/ghcr.io", "nvcr.io": "mirror:5000", "quay.io": "quay.nju.edu.cn/"}
+IMAGES = [
+    ("ghcr.io/open-webui/open-webui", "mirror.example/ghcr.io/open-webui/open-webui"),
+    ("nvcr.io/nvidia/cuda:13.0", "mirror:5000/nvidia/cuda:13.0"),
+    ("quay.io/a/b@sha256:00", "quay.nju.edu.cn/a/b@sha256:00"),
+    ("registry.example:5000/a", "registry.example:5000/a"),
+    ("localhost/a", "localhost/a"),
+    ("busybox:1.35", "docker.io/library/busybox:1.35"),
+    ("busybox@sha256:00", "docker.io/library/busybox@sha256:00"),
+    ("vllm/vllm-openai", "docker.io/vllm/vllm-openai"),
+]
+
+
+@pytest.mark.parametrize(("image", "there"), IMAGES)
+def test_an_image_is_where_its_registry_s_stand_in_is(image: str, there: str) -> None:
+    assert image_place(image, {"registries": REGISTRIES}) == there
+
+
+def test_docker_hub_has_a_stand_in_like_others() -> None:
+    assert (
+        image_place("busybox", {"registries": {"docker.io": "m/docker.io"}}) == "m/docker.io/library/busybox"
+    )
+    assert image_place("ghcr.io/a/b", {}) == "ghcr.io/a/b"
