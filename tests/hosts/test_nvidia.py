@@ -31,12 +31,13 @@ PLAY = """
     - ansible.builtin.include_role: {name: dsprov.appliance.common}
     - ansible.builtin.include_role: {name: dsprov.appliance.nvidia_driver}
 """
-UBUNTU = 'ID=ubuntu\\nVERSION_ID="22.04"\\nVERSION_CODENAME=jammy\\nNAME=Ubuntu\\n'
+# Hosts that say they are Ubuntu, with Ubuntu's names: version, suite, running kernel.
+UBUNTU = {"u22": ("22.04", "jammy", "5.15.0-130-generic"), "u24": ("24.04", "noble", "6.8.0-60-generic")}
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts deb (Debian 12) and ubu (one that says it is Ubuntu 22.04, with Ubuntu's names)."""
+    """The hosts deb (Debian 12), and u22 and u24, which say they are Ubuntu 22.04 and 24.04."""
 
     folder: Path
     play: Path
@@ -64,6 +65,18 @@ class Hosts:
         print(done.stdout, done.stderr)
         return done.returncode, done.stdout
 
+    def probe(self, host: str) -> dict[str, Any]:
+        """What a host is, by the module that a plan is made from."""
+        words = [Path(sys.executable).with_name("ansible"), "-i", self.folder / "hosts.ini", "--become", host]
+        words += ["-m", "dsprov.appliance.probe", "--one-line"]
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
+        environment["ANSIBLE_COLLECTIONS_PATH"] = str(PROJECT / "cli")
+        done = subprocess.run(
+            list(map(str, words)), capture_output=True, text=True, check=True, env=environment
+        )
+        facts: dict[str, Any] = json.loads(done.stdout.partition("=>")[2])["facts"]
+        return facts
+
     def versions(self, host: str) -> dict[str, str]:
         rows = self.sh(
             host, "dpkg-query -W -f '${Package} ${Version}\\n' '*nvidia*' libcuda1 2>/dev/null || true"
@@ -79,21 +92,29 @@ class Hosts:
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     command = [sys.executable, "-m", "tests.lab"]
-    words = ["up", "--fresh", "--project", NAME, "--host", "deb=debian-12", "--host", "ubu=debian-12"]
+    words = ["up", "--fresh", "--project", NAME, "--host", "deb=debian-12"]
+    words += [word for name in UBUNTU for word in ("--host", f"{name}=debian-12")]
     subprocess.run([*command, *words, "--artifacts", "nvidia_drivers"], cwd=PROJECT, check=True, timeout=1200)
     play = tmp_path_factory.mktemp("play") / "play.yml"
     play.write_text(PLAY, encoding="utf-8")
     made = Hosts(PROJECT / ".lab" / NAME, play)
     variables = yaml.safe_load((made.folder / "group_vars" / "all.yml").read_text(encoding="utf-8"))
     base = variables["nvidia_driver_apt_url"].removesuffix("/cuda")
-    made.sh(
-        "ubu",
-        f"rm /etc/os-release; printf '{UBUNTU}' > /etc/os-release; mkdir -p /etc/apt/keyrings; "
-        "/usr/lib/apt/apt-helper -o Acquire::http::Proxy=DIRECT download-file "
-        f"{base}/cuda/ubuntu2204/x86_64/3bf863cc.pub /etc/apt/keyrings/ubuntu.asc; "
-        f"echo 'deb [signed-by=/etc/apt/keyrings/ubuntu.asc] {base}/ubuntu jammy main' "
-        "> /etc/apt/sources.list.d/ubuntu.list; apt-get -qq update",
-    )
+    for name, (version, suite, _kernel) in UBUNTU.items():
+        release = f'ID=ubuntu\\nVERSION_ID="{version}"\\nVERSION_CODENAME={suite}\\nNAME=Ubuntu\\n'
+        listed = f"deb [signed-by=/etc/apt/keyrings/ubuntu.asc] {base}/ubuntu/{suite} {suite} main"
+        if suite == "noble":
+            # As Ubuntu itself writes it from 24.04 on.
+            listed = f"Types: deb\\nURIs: {base}/ubuntu/{suite}\\nSuites: {suite}\\nComponents: main\\n"
+            listed += "Signed-By: /etc/apt/keyrings/ubuntu.asc\\n"
+        file = "ubuntu.sources" if suite == "noble" else "ubuntu.list"
+        made.sh(
+            name,
+            f"rm /etc/os-release; printf '{release}' > /etc/os-release; mkdir -p /etc/apt/keyrings; "
+            "/usr/lib/apt/apt-helper -o Acquire::http::Proxy=DIRECT download-file "
+            f"{base}/cuda/ubuntu2204/x86_64/3bf863cc.pub /etc/apt/keyrings/ubuntu.asc; "
+            f"printf '{listed}\\n' > /etc/apt/sources.list.d/{file}; apt-get -qq update",
+        )
     yield made
     subprocess.run([*command, "down", "--project", NAME], cwd=PROJECT, check=True)
 
@@ -126,6 +147,45 @@ def test_headers_that_nobody_has_are_named_and_nothing_is_installed(hosts: Hosts
     assert code != 0
     assert f"the headers of the running kernel {kernel} are missing" in said
     assert hosts.versions("deb") == {}
+
+
+def test_secure_boot_without_an_enrolled_key_stops_before_anything_changes(hosts: Hosts) -> None:
+    """Firmware that a container has not, laid over the kernel's own places; nouveau with it."""
+    hosts.sh(
+        "deb",
+        "mount -t tmpfs lab /sys/firmware && mkdir -p /sys/firmware/efi/efivars && "
+        "printf '\\006\\000\\000\\000\\001' > /sys/firmware/efi/efivars/SecureBoot-8be4df61; "
+        "mount -t tmpfs lab /sys/module && mkdir /sys/module/nouveau",
+    )
+    try:
+        seen = hosts.probe("deb")
+        assert (seen["secure_boot"], seen["nouveau"]) == (True, True)
+        code, said = hosts.run("deb")
+        assert code != 0
+        assert "Secure Boot is on and does not know the key" in said
+        assert hosts.versions("deb") == {}
+    finally:
+        hosts.sh("deb", "umount /sys/firmware /sys/module")
+    assert hosts.probe("deb")["secure_boot"] is None
+
+
+def test_half_of_somebody_s_driver_is_named_and_left_alone(hosts: Hosts) -> None:
+    hosts.sh(
+        "deb",
+        "mkdir -p /root/half/DEBIAN; cd /root; printf 'Package: nvidia-kernel-dkms\\nVersion: 535.1-1\\n"
+        "Architecture: amd64\\nMaintainer: lab\\nDescription: lab\\n' > half/DEBIAN/control; "
+        "printf '#!/bin/sh\\nexit 1\\n' > half/DEBIAN/postinst; chmod 755 half/DEBIAN/postinst; "
+        "dpkg-deb --build half >/dev/null; dpkg --install half.deb >/dev/null 2>&1 || true",
+    )
+    try:
+        code, said = hosts.run("deb", nvidia_driver_bake=True, nvidia_driver_facts={})
+        assert code != 0
+        assert "half installed: nvidia-kernel-dkms" in said
+        assert "half-configured" in hosts.sh(
+            "deb", "dpkg-query -W -f '${db:Status-Status}' nvidia-kernel-dkms"
+        )
+    finally:
+        hosts.sh("deb", "dpkg --purge --force-remove-reinstreq nvidia-kernel-dkms")
 
 
 def test_nvidia_s_repository(hosts: Hosts) -> None:
@@ -168,32 +228,53 @@ def test_unattended_upgrades_refuse_to_touch_it(hosts: Hosts) -> None:
     assert "libcuda1" in hosts.sh("deb", look), "what the list keeps away"
 
 
-def test_ubuntu(hosts: Hosts) -> None:
+@pytest.mark.parametrize("name", list(UBUNTU))
+def test_ubuntu(hosts: Hosts, name: str) -> None:
     """Ubuntu's server packages, from components that its sources lack, by the key that its sources name."""
+    version, suite, _kernel = UBUNTU[name]
     wish = {"nvidia_driver_bake": True, "nvidia_driver_facts": {}}
-    code, _said = hosts.run("ubu", **wish)
+    code, _said = hosts.run(name, **wish)
     assert code == 0
-    versions = hosts.versions("ubu")
+    versions = hosts.versions(name)
     names = ("nvidia-headless-580-server-open", "nvidia-utils-580-server", "libnvidia-compute-580-server")
-    assert {versions[name] for name in names} == {f"{PARTLY}-0ubuntu0.22.04.1"}
-    text = hosts.sh("ubu", "cat /etc/apt/sources.list.d/dsprov-nvidia-distribution.sources")
-    assert (
-        "Suites: jammy\nComponents: restricted universe multiverse\nSigned-By: /etc/apt/keyrings/ubuntu.asc"
-        in text
-    )
-    assert set(names) <= set(hosts.sh("ubu", "apt-mark showhold").split())
-    assert '"nvidia-";' in hosts.sh("ubu", "cat /etc/apt/apt.conf.d/51dsprov-nvidia")
-    hosts.unchanged("ubu", **wish)
+    assert {versions[one] for one in names} == {f"{PARTLY}-0ubuntu0.{version}.1"}
+    text = hosts.sh(name, "cat /etc/apt/sources.list.d/dsprov-nvidia-distribution.sources")
+    components = "Components: restricted universe multiverse"
+    assert f"Suites: {suite}\n{components}\nSigned-By: /etc/apt/keyrings/ubuntu.asc" in text
+    assert set(names) <= set(hosts.sh(name, "apt-mark showhold").split())
+    assert '"nvidia-";' in hosts.sh(name, "cat /etc/apt/apt.conf.d/51dsprov-nvidia")
+    hosts.unchanged(name, **wish)
 
 
-def test_fabric_manager_comes_in_the_driver_s_version(hosts: Hosts) -> None:
+@pytest.mark.parametrize("name", list(UBUNTU))
+def test_fabric_manager_comes_in_the_driver_s_version(hosts: Hosts, name: str) -> None:
     """What is there has none of its version, so all parts change to one that has."""
     wish = {"nvidia_driver_bake": True, "nvidia_driver_fabric_manager": "true", "nvidia_driver_facts": {}}
-    code, _said = hosts.run("ubu", **wish)
+    code, _said = hosts.run(name, **wish)
     assert code == 0
-    versions = hosts.versions("ubu")
-    assert (
-        versions["nvidia-fabricmanager-580"]
-        == versions["nvidia-utils-580-server"]
-        == f"{WHOLE}-0ubuntu0.22.04.1"
-    )
+    versions = hosts.versions(name)
+    wanted = f"{WHOLE}-0ubuntu0.{UBUNTU[name][0]}.1"
+    assert versions["nvidia-fabricmanager-580"] == versions["nvidia-utils-580-server"] == wanted
+
+
+@pytest.mark.parametrize("name", list(UBUNTU))
+def test_secure_boot_gets_the_signed_modules_of_the_running_kernel(hosts: Hosts, name: str) -> None:
+    """The distribution's own, which the firmware trusts, in place of the ones that DKMS builds."""
+    version, suite, kernel = UBUNTU[name]
+    card = {"vendor": "nvidia", "name": "NVIDIA H20", "memory_bytes": 102625181696, "driver_version": None}
+    facts = {
+        "os": {"id": "ubuntu", "version_id": version, "codename": suite, "arch": "x86_64", "kernel": kernel},
+        "gpus": [{**card, "compute_capability": "9.0"}],
+        "secure_boot": True,
+    }
+    code, said = hosts.run(name, nvidia_driver_facts=facts)
+    # Without a card nothing answers in the end; what was installed is what counts here.
+    assert code != 0
+    assert "reboot" in said
+    versions = hosts.versions(name)
+    assert "nvidia-headless-no-dkms-580-server-open" in versions
+    assert f"linux-modules-nvidia-580-server-open-{kernel}" in versions
+    assert not [one for one in versions if one.startswith("nvidia-dkms-")]
+    receipt = json.loads(hosts.sh(name, "cat /var/lib/dsprov/nvidia/driver.json"))
+    assert receipt["signed"] is True
+    assert "nvidia-headless-no-dkms-580-server-open" in hosts.sh(name, "apt-mark showhold").split()

@@ -61,7 +61,8 @@ def _bare_again(lab: Lab) -> Iterator[None]:
         lab.sh(
             host,
             "systemctl disable --now lab-hardware.service; rm -rf /etc/dsprov-lab "
-            "/etc/systemd/system/lab-hardware.service /usr/local/lib/libnvidia-ml.so.*; ldconfig",
+            "/etc/systemd/system/lab-hardware.service /usr/local/lib/libnvidia-ml.so.* /usr/bin/nvidia-smi; "
+            "ldconfig",
         )
 
 

@@ -21,6 +21,11 @@ CATALOG = Path(__file__).resolve().parents[2] / "catalog" / "nvidia.yml"
 # As after an update that has not reached all parts yet: the newest has no fabric manager.
 WHOLE, PARTLY = "580.95.05", "580.126.20"
 OTHERS = ("590.48.01",)
+# By suite: version, kernel, its build, and the DKMS beside it.
+UBUNTU = {
+    "jammy": ("22.04", "5.15.0-130", "140", "2.8.7-2ubuntu2.2"),
+    "noble": ("24.04", "6.8.0-60", "63", "3.0.11-1ubuntu13"),
+}
 _UNIT = b"[Unit]\nDescription=Lab: %s\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
 _UNIT += b"[Install]\nWantedBy=multi-user.target\n"
 UNITS = {
@@ -80,20 +85,20 @@ def drivers(www: Path, key: Key) -> None:
             apt.publish(www / "cuda" / path, {"": packages}, key, suite="", label="NVIDIA CUDA")
             (www / "cuda" / path / row["repository"]["key"]).write_bytes(key.public)
     row = table()["rows"]["ubuntu-distribution"]
-    packages = _packages(row, 580, {WHOLE: "whole", PARTLY: "partly"}, "-0ubuntu0.22.04.1")
-    kernel = "5.15.0-130-generic"
-    main = [
-        package("linux-headers-generic", "5.15.0.130.128"),
-        package(f"linux-headers-{kernel}", "5.15.0-130.140"),
-    ]
-    main += [package("dkms", "2.8.7-2ubuntu2.2")]
-    for name in row["signed_modules"].values():
-        full = name.replace("BRANCH", "580").replace("KERNEL", kernel)
-        packages.append(package(full, "5.15.0-130.140"))
-    multiverse = [one for one in packages if "fabricmanager" in one.name or "nscq" in one.name]
-    restricted = [one for one in packages if one not in multiverse]
-    components = {"main": main, "restricted": restricted, "universe": [], "multiverse": multiverse}
-    apt.publish(www / "ubuntu", components, key, suite="jammy", label="Ubuntu")
+    for suite, (version, kernel, build, dkms) in UBUNTU.items():
+        packages = _packages(row, 580, {WHOLE: "whole", PARTLY: "partly"}, f"-0ubuntu0.{version}.1")
+        main = [
+            package("linux-headers-generic", f"{kernel.replace('-', '.')}.{build}"),
+            package(f"linux-headers-{kernel}-generic", f"{kernel}.{build}"),
+            package("dkms", dkms),
+        ]
+        for name in row["signed_modules"].values():
+            full = name.replace("BRANCH", "580").replace("KERNEL", f"{kernel}-generic")
+            packages.append(package(full, f"{kernel}.{build}"))
+        multiverse = [one for one in packages if "fabricmanager" in one.name or "nscq" in one.name]
+        restricted = [one for one in packages if one not in multiverse]
+        components = {"main": main, "restricted": restricted, "universe": [], "multiverse": multiverse}
+        apt.publish(www / "ubuntu" / suite, components, key, suite=suite, label="Ubuntu")
 
 
 def containers(cache: Path, www: Path, key: Key, log: Log) -> None:

@@ -304,6 +304,20 @@ EXPORT int nvmlDeviceGetMinorNumber(card_t *card, unsigned int *minor)
     return SUCCESS;
 }
 
+/* A card of the lab is never cut into parts. */
+EXPORT int nvmlDeviceIsMigDeviceHandle(card_t *card, unsigned int *part)
+{
+    CARD(card, part);
+    *part = 0;
+    return SUCCESS;
+}
+
+EXPORT int nvmlDeviceGetMigMode(card_t *card, unsigned int *current, unsigned int *pending)
+{
+    CARD(card, current);
+    return pending ? NOT_SUPPORTED : INVALID_ARGUMENT;
+}
+
 /* --- what a card is */
 
 EXPORT int nvmlDeviceGetName(card_t *card, char *name, unsigned int length)
