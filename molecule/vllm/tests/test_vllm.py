@@ -61,7 +61,7 @@ def test_it_runs_exactly_the_plans_command(host: Any) -> None:
     ]
     assert line.split() == ["/opt/dsprov/vllm/current/bin/vllm", *COMMAND]
     shown = host.check_output(f"systemctl show {UNIT} --property Environment --value").split()
-    assert {"HF_HUB_OFFLINE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_NO_USAGE_STATS=1"} <= set(shown)
+    assert {"HF_HUB_OFFLINE=1", "TORCH_COMPILE_DISABLE=1", "VLLM_CPU_KVCACHE_SPACE=1"} <= set(shown)
 
 
 def test_it_listens_on_loopback_alone(host: Any) -> None:

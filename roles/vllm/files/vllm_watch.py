@@ -5,7 +5,9 @@
 vLLM itself does not notice when another host of the group is gone: it waits for it for good. Each host runs
 this beside its service. It looks at what the kernel knows, and sends nothing but pings: whether the service
 still has a connection to each peer that it once had one to, and whether the peer's host answers. When not, it
-kills the service, which systemd starts again, and which then waits for its peers as at boot.
+kills the service, which systemd starts again, and which then waits for its peers as at boot. A peer that was
+started anew may be quick to connect again, to a service that knows nothing of it: so connections that stood
+for a while are missed even where there are new ones.
 
 Usage: vllm_watch.py UNIT USER PEER...
 """
@@ -22,12 +24,23 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 PERIOD = 5.0
 # Rounds without a connection, and without an answer, after which a peer counts as lost.
 ROUNDS_UNCONNECTED = 3
 ROUNDS_SILENT = 6
+# Rounds after which a connection counts as one of the group's own.
+ROUNDS_STANDING = 6
 ESTABLISHED = "01"
+
+
+class Link(NamedTuple):
+    """One connection: the peer's address, and the ports here and there."""
+
+    address: str
+    here: int
+    there: int
 
 
 @dataclass
@@ -36,6 +49,8 @@ class Peer:
 
     joined: bool = False
     unconnected: int = 0
+    ages: dict[Link, int] = field(default_factory=dict)
+    standing: set[Link] = field(default_factory=set)
     answered: bool = False
     silent: int = 0
 
@@ -52,14 +67,12 @@ class Watch:
     invocation: str = ""
     seen: dict[str, Peer] = field(default_factory=dict)
 
-    def round(
-        self, invocation: str, connected: Iterable[str], answering: Callable[[str], bool | None]
-    ) -> str:
+    def round(self, invocation: str, links: Iterable[Link], answering: Callable[[str], bool | None]) -> str:
         """One look.
 
         Args:
             invocation: names this start of the service; empty while it does not run.
-            connected: addresses that the service has connections to.
+            links: the connections that the service has.
             answering: whether a host answers; None where that cannot be told.
 
         Returns:
@@ -69,12 +82,15 @@ class Watch:
             self.invocation, self.seen = invocation, {peer: Peer() for peer in self.peers}
         if not invocation:
             return ""
-        now = set(connected)
+        now = set(links)
         for address, peer in self.seen.items():
-            peer.joined |= address in now
+            peer.ages = {link: peer.ages.get(link, 0) + 1 for link in now if link.address == address}
+            peer.joined |= bool(peer.ages)
             if not peer.joined:
                 continue
-            peer.unconnected = 0 if address in now else peer.unconnected + 1
+            peer.standing |= {link for link, age in peer.ages.items() if age >= ROUNDS_STANDING}
+            whole = peer.standing & now if peer.standing else peer.ages
+            peer.unconnected = 0 if whole else peer.unconnected + 1
             if peer.unconnected >= ROUNDS_UNCONNECTED:
                 return f"{address} closed its connections"
             answer = answering(address)
@@ -94,13 +110,14 @@ def remote(word: str) -> str:
     return socket.inet_ntop(socket.AF_INET, raw[12:]) if mapped else socket.inet_ntop(socket.AF_INET6, raw)
 
 
-def connections(user: int, lines: Iterable[str]) -> set[str]:
-    """Addresses that a user's processes have open connections to, from lines of /proc/net/tcp."""
+def connections(user: int, lines: Iterable[str]) -> set[Link]:
+    """What a user's processes have open connections to, from lines of /proc/net/tcp."""
     found = set()
     for line in lines:
         cells = line.split()
         if len(cells) > 7 and cells[3] == ESTABLISHED and cells[7] == str(user):
-            found.add(remote(cells[2].rpartition(":")[0]))
+            address, _, port = cells[2].rpartition(":")
+            found.add(Link(remote(address), int(cells[1].rpartition(":")[2], 16), int(port, 16)))
     return found
 
 

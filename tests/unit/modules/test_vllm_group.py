@@ -37,9 +37,10 @@ A, B = "10.0.0.1", "10.0.0.2"
 
 
 def rounds(
-    one: object, count: int, connected: set[str], answer: bool | None = True, run: str = "x"
+    one: object, count: int, connected: set[str], answer: bool | None = True, run: str = "x", port: int = 1
 ) -> list[str]:
-    return [one.round(run, connected, lambda _address: answer) for _ in range(count)]  # type: ignore[attr-defined]
+    links = {watch.Link(address, 29500, port) for address in connected}
+    return [one.round(run, links, lambda _address: answer) for _ in range(count)]  # type: ignore[attr-defined]
 
 
 def test_a_group_that_has_not_met_yet_is_left_alone() -> None:
@@ -58,6 +59,29 @@ def test_a_moment_without_connections_is_forgiven() -> None:
     for _ in range(10):
         assert not any(rounds(one, 1, {A}))
         assert not any(rounds(one, watch.ROUNDS_UNCONNECTED - 1, set()))
+
+
+def test_a_peer_that_was_started_anew_is_lost_however_soon_it_is_back() -> None:
+    one = watch.Watch([A, B])
+    assert not any(rounds(one, watch.ROUNDS_STANDING, {A, B}))
+    said = [
+        one.round("x", {watch.Link(A, 29500, 1), watch.Link(B, 29500, 2)}, lambda _address: True)
+        for _ in range(watch.ROUNDS_UNCONNECTED)
+    ]
+    assert said == ["", "", f"{B} closed its connections"]
+
+
+def test_connections_of_a_beginning_may_follow_each_other() -> None:
+    one = watch.Watch([A])
+    for port in range(20):
+        assert not any(rounds(one, watch.ROUNDS_STANDING - 1, {A}, port=port))
+
+
+def test_one_of_several_connections_may_end() -> None:
+    one = watch.Watch([A])
+    both = {watch.Link(A, 29500, 1), watch.Link(A, 4000, 2)}
+    for links in (both, both - {watch.Link(A, 4000, 2)}):
+        assert not any(one.round("x", links, lambda _address: True) for _ in range(100))
 
 
 def test_a_host_that_is_cut_off_is_lost_though_its_connections_stand() -> None:
@@ -98,12 +122,18 @@ def test_connections_are_read_as_the_kernel_writes_them() -> None:
         "   5: 00000000000000000000000001000000:733C 000080FE000000000000000002000000:D2F4 01 "
         "00000000:00000000 00:00000000 00000000   990        0 6 1",
     ]
-    assert watch.connections(990, lines) == {"10.0.0.1", "10.0.0.5", "fe80::2"}
+    assert watch.connections(990, lines) == {
+        ("10.0.0.1", 29500, 54004),
+        ("10.0.0.5", 29500, 54004),
+        ("fe80::2", 29500, 54004),
+    }
 
 
 def test_this_machines_own_connections_are_seen() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
-        assert "127.0.0.1" in watch.connections(os.getuid(), watch.table())
+        port = listener.getsockname()[1]
+        found = watch.connections(os.getuid(), watch.table())
+        assert ("127.0.0.1", port) in {(link.address, link.there) for link in found}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets are root's")
