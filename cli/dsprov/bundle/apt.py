@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -201,10 +202,13 @@ class Apt:
         """The lists' paragraphs of packages, by the digest of the package."""
         found: dict[str, str] = {}
         for file in sorted((self.folder / "state" / "lists").glob("*_Packages")):
-            for paragraph in file.read_text(encoding="utf-8").split("\n\n"):
-                match = re.search(r"^SHA256: ([0-9a-f]{64})$", paragraph, re.MULTILINE)
-                if match and match[1] in digests:
-                    found.setdefault(match[1], paragraph.strip("\n"))
+            # A release's list is 50 MB: as one text with its paragraphs it would be 500 MB of memory.
+            with file.open(encoding="utf-8") as lines:
+                for blank, group in itertools.groupby(lines, lambda line: line == "\n"):
+                    paragraph = "" if blank else "".join(group).strip("\n")
+                    match = re.search(r"^SHA256: ([0-9a-f]{64})$", paragraph, re.MULTILINE)
+                    if match and match[1] in digests:
+                        found.setdefault(match[1], paragraph)
         return found
 
 
