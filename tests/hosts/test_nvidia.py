@@ -65,6 +65,11 @@ class Hosts:
         print(done.stdout, done.stderr)
         return done.returncode, done.stdout
 
+    def give_card(self, host: str) -> None:
+        """A card without a driver, on the host's PCI bus."""
+        words = [sys.executable, "-m", "tests.lab", "hardware", "--project", NAME, host, "1 x 4090"]
+        subprocess.run([*words, "--driver", "none"], cwd=PROJECT, check=True)
+
     def probe(self, host: str) -> dict[str, Any]:
         """What a host is, by the module that a plan is made from."""
         words = [Path(sys.executable).with_name("ansible"), "-i", self.folder / "hosts.ini", "--become", host]
@@ -129,19 +134,7 @@ def test_a_repository_of_somebody_else_s_key_is_not_listed(hosts: Hosts) -> None
 
 def test_headers_that_nobody_has_are_named_and_nothing_is_installed(hosts: Hosts) -> None:
     """A container runs its host's kernel, of which no repository of its own knows."""
-    words = [
-        sys.executable,
-        "-m",
-        "tests.lab",
-        "hardware",
-        "--project",
-        NAME,
-        "deb",
-        "1 x 4090",
-        "--driver",
-        "none",
-    ]
-    subprocess.run(words, cwd=PROJECT, check=True)
+    hosts.give_card("deb")
     kernel = hosts.sh("deb", "uname -r").strip()
     code, said = hosts.run("deb")
     assert code != 0
@@ -151,6 +144,7 @@ def test_headers_that_nobody_has_are_named_and_nothing_is_installed(hosts: Hosts
 
 def test_secure_boot_without_an_enrolled_key_stops_before_anything_changes(hosts: Hosts) -> None:
     """Firmware that a container has not, laid over the kernel's own places; nouveau with it."""
+    hosts.give_card("deb")
     hosts.sh(
         "deb",
         "mount -t tmpfs lab /sys/firmware && mkdir -p /sys/firmware/efi/efivars && "
