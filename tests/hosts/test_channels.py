@@ -88,7 +88,7 @@ class Hosts(Lab):
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     play = tmp_path_factory.mktemp("play") / "play.yml"
     play.write_text(PLAY, encoding="utf-8")
-    for lab in hosts_of(NAME, "--artifacts", "none", **BOTH):
+    for lab in hosts_of(NAME, "--artifacts", "ollama,model", **BOTH):
         yield Hosts(lab.inventory, lab.project, play)
 
 

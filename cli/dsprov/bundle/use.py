@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ class BundleRun:
         if tier != made:
             raise problems().error("bundle-tier", made=made, tier=tier)
         self._name = invocation.inventories[-1]
+        self._connections = socket_path(self._name).with_suffix(".ssh")
         self.port = bundle_port(invocation.overrides)
         said = os.pathsep.join(str(folder) for folder in self.bundle.folders)
         overrides = (*invocation.overrides, f"dsprov_channel={BUNDLE}", f"dsprov_bundle={said}")
@@ -70,6 +72,8 @@ class BundleRun:
             environment={
                 **invocation.environment,
                 "ANSIBLE_SSH_EXTRA_ARGS": ssh_arguments(socket_path(self._name), self.port),
+                # A connection that a run with another bundle keeps open leads to that one.
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._connections),
             },
         )
         self._stack = contextlib.ExitStack()
@@ -79,6 +83,9 @@ class BundleRun:
         return self
 
     def __exit__(self, *_details: object) -> None:
+        # What is kept open would hold the hosts' port for a bundle that is not served any more.
+        for link in self._connections.glob("*"):
+            subprocess.run(["ssh", "-S", link, "-O", "exit", "any"], capture_output=True, check=False)
         self._stack.close()
 
 
