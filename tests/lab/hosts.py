@@ -161,34 +161,42 @@ def _create(host: Host, found: Traits, image: str, fresh: bool, log: Log) -> boo
         docker("volume", "create", "--label", f"{LABEL}={host.project}", volume)
     for volume in host.shared:
         docker("volume", "create", "--label", f"{ROLE}=cache", volume)
-    docker(
-        *("run", "-d", "--name", host.container, "--hostname", host.name),
-        *("--network", network, "--ip", _free_address(network, log)),
-        *("--label", f"{LABEL}={host.project}", "--label", f"{ROLE}=host", "--label", f"{SPEC}={spec}"),
-        *("--label", f"dsprov.lab.name={host.name}", "--label", f"dsprov.lab.release={host.release}"),
-        *(
-            word
-            for volume, path in {**host.volumes, **host.shared}.items()
-            for word in ("-v", f"{volume}:{path}")
-        ),
-        *options,
-        image,
-        "/sbin/init",
-    )
+    labels = {LABEL: host.project, ROLE: "host", SPEC: spec}
+    labels |= {"dsprov.lab.name": host.name, "dsprov.lab.release": host.release}
+    words = ["--name", host.container, "--hostname", host.name, "--network", network]
+    words += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+    words += [
+        word for name, path in {**host.volumes, **host.shared}.items() for word in ("-v", f"{name}:{path}")
+    ]
+    _run([*words, *options, image, "/sbin/init"], host.container, _free_addresses(network, log))
     return True
 
 
-def _free_address(network: str, log: Log) -> str:
-    """An address that a host keeps when it is started again; left to itself, the engine gives it another one.
+def _run(words: list[str], container: str, addresses: list[str]) -> None:
+    """Start a container at the first of some addresses that nobody took meanwhile."""
+    for address in addresses:
+        done = docker("run", "-d", "--ip", address, *words, check=False)
+        if not done.returncode:
+            return
+        said = (done.stderr.strip() or "no output").splitlines()
+        docker("rm", "-f", container, check=False)
+        if not any("Address already in use" in line for line in said):
+            raise LabError(f"{container} does not start: {said[0]}")
+    raise LabError(f"{container} does not start: no address of the lab's network is free; make lab-down")
 
-    The engine takes the lowest ones, these are of the upper half; any of them, since projects that come up at
-    the same moment do not know of each other.
+
+def _free_addresses(network: str, log: Log) -> list[str]:
+    """Addresses that a host keeps when it is started again; left to itself, the engine gives it another one.
+
+    The engine takes the lowest ones, these are of the upper half, in any order: hosts that come up together
+    do not know of each other.
     """
     upper = [str(address) for address in list(engine.ensure_network(log, network).subnets())[1].hosts()]
     hosts = [engine.inspect("container", name) or {} for name in engine.labelled("container", f"{ROLE}=host")]
     used = [link for host in hosts for link in host.get("NetworkSettings", {}).get("Networks", {}).values()]
     taken = {str((link.get("IPAMConfig") or {}).get("IPv4Address")) for link in used}
-    return random.choice([address for address in upper if address not in taken])
+    free = [address for address in upper if address not in taken]
+    return random.sample(free, len(free))
 
 
 def remove(host: Host) -> None:
