@@ -43,17 +43,20 @@ def models(lab: Lab, origin: Origin) -> Iterator[dict[str, Any]]:
     lab.sh("t12", f"rm -rf {FOLDER}")
 
 
-def install(lab: Lab, folder: Path, models: dict[str, Any], *options: str, **more: Any) -> Run:
+def install(lab: Lab, folder: Path, models: dict[str, Any], **more: Any) -> Run:
     lines = inventory_lines(models, dsprov_engine=ENGINE, **more)
-    return dsprov("install", "--tier", "demo", "-i", lab.variant(folder, lines), *options)
+    return dsprov("install", "--tier", "demo", "-i", lab.variant(folder, lines))
 
 
-def refused(lab: Lab, run: Run, code: int, *words: str) -> None:
+def refused(lab: Lab, folder: Path, models: dict[str, Any], code: int, *words: str, **more: Any) -> None:
+    """An install ends with one line that says all of this, and leaves what there was."""
+    before = lab.sh("t12", HALF_DONE, check=False)
+    run = install(lab, folder, models, **more)
     assert run.code == code, run.err
     assert len(run.errors) == 1, run.err
     for word in words:
         assert word in run.errors[0], run.errors[0]
-    assert lab.sh("t12", HALF_DONE, check=False).split() == []
+    assert lab.sh("t12", HALF_DONE, check=False) == before
 
 
 def test_a_wrong_digest_in_the_catalogue(
@@ -61,25 +64,25 @@ def test_a_wrong_digest_in_the_catalogue(
 ) -> None:
     row = models[NAME]["variants"][VARIANT]["files"][0]
     right, row["sha256"] = row["sha256"], "0" * 64
-    refused(lab, install(lab, tmp_path, models), 1, "t12", "own.gguf", right, "0" * 64)
+    refused(lab, tmp_path, models, 1, "t12", "own.gguf", right, "0" * 64)
     assert sum(origin.sent.values()) >= SIZE, "it was judged by its bytes"
 
 
 def test_a_file_of_another_size(lab: Lab, tmp_path: Path, models: dict[str, Any]) -> None:
     models[NAME]["variants"][VARIANT]["files"][0]["bytes"] -= 1
     models[NAME]["variants"][VARIANT]["bytes"] -= 1
-    refused(lab, install(lab, tmp_path, models), 1, "t12", f"offers {SIZE} bytes, wanted {SIZE - 1}")
+    refused(lab, tmp_path, models, 1, "t12", f"offers {SIZE} bytes, wanted {SIZE - 1}")
 
 
 def test_no_source_has_it(lab: Lab, tmp_path: Path, origin: Origin, models: dict[str, Any]) -> None:
     (origin.folder / "own.gguf").unlink()
-    refused(lab, install(lab, tmp_path, models), 1, "t12", "own.gguf", "404", "name one that does")
+    refused(lab, tmp_path, models, 1, "t12", "own.gguf", "404", "name one that does")
 
 
 def test_an_unknown_variant(lab: Lab, tmp_path: Path, origin: Origin, models: dict[str, Any]) -> None:
     before = lab.fingerprint("t12")
-    run = install(lab, tmp_path, models, dsprov_variant="Q4_2")
-    refused(lab, run, 2, "dsprov_variant", "Q4_2", VARIANT)
+    words = ("dsprov_variant", "Q4_2", VARIANT)
+    refused(lab, tmp_path, models, 2, *words, dsprov_variant="Q4_2")
     assert lab.fingerprint("t12") == before
     assert origin.sent == {}
 
@@ -97,13 +100,13 @@ def mounted(lab: Lab, options: str) -> Iterator[None]:
 
 def test_a_disk_that_is_full(lab: Lab, tmp_path: Path, origin: Origin, models: dict[str, Any]) -> None:
     with mounted(lab, "size=2m"):
-        refused(lab, install(lab, tmp_path, models), 1, "t12", "needs 3300000 bytes", "free some")
+        refused(lab, tmp_path, models, 1, "t12", "needs 3300000 bytes", "free some")
     assert origin.sent == {}
 
 
 def test_a_disk_that_is_read_only(lab: Lab, tmp_path: Path, origin: Origin, models: dict[str, Any]) -> None:
     with mounted(lab, "ro"):
-        refused(lab, install(lab, tmp_path, models), 1, "t12", "Read-only file system", "mount it writable")
+        refused(lab, tmp_path, models, 1, "t12", "Read-only file system", "mount it writable")
     assert origin.sent == {}
 
 
@@ -113,15 +116,8 @@ def test_a_folder_that_not_even_root_may_write_to(
     """As on a share that takes root for nobody."""
     lab.sh("t12", f"mkdir -p {FOLDER} && chattr +i {FOLDER}")
     try:
-        refused(
-            lab,
-            install(lab, tmp_path, models),
-            1,
-            "t12",
-            FOLDER,
-            "Operation not permitted",
-            "make the folder writable",
-        )
+        words = ("t12", FOLDER, "Operation not permitted", "make the folder writable")
+        refused(lab, tmp_path, models, 1, *words)
     finally:
         lab.sh("t12", f"chattr -i {FOLDER}")
     assert sum(origin.sent.values()) == 0
