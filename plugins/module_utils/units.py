@@ -14,6 +14,8 @@ from typing import Any
 MARK = "# Kept by dsprov"
 # An error as Python prints it, also behind what a logger puts before each line.
 _ERROR = re.compile(r"(?m)(?:^|[ \]])((?:[A-Za-z_]+\.)*[A-Z]\w*(?:Error|Exception)): (.+)$")
+# An error as programs in C++ print it: by the word, or by the letter that llama.cpp gives its lines.
+_PLAIN = re.compile(r"(?m)^(?:\d[\d.]+ E )(.{4,})$|^(error\b.{4,})$")
 # What the processes around the failed one say of it.
 _SEQUEL = re.compile(r"(?i)(initialization failed|root cause|engine core|died unexpectedly)")
 # How systemd notes it; without cgroup v2 it sees no more than the signal.
@@ -123,7 +125,7 @@ def cause(unit: str) -> str:
 def named_error(log: str, start: str) -> str:
     """What brought a program down, by the last start that says so; empty where none does.
 
-    A Python program's error, else the kernel's hand.
+    A Python program's error, else the kernel's hand, else the first error of a program in C++.
 
     Args:
         log: what it and systemd said, over several starts.
@@ -140,7 +142,8 @@ def named_error(log: str, start: str) -> str:
         if _ALARM in run_of_it:
             return LOST
         if _EXIT in run_of_it:
-            return ""
+            plain = _PLAIN.search(run_of_it)
+            return (plain[1] or plain[2]).strip()[:300] if plain else ""
     return ""
 
 

@@ -40,6 +40,20 @@ PLAIN = f"""{START} - vLLM.
 error: invalid argument: --nonsense
 dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
 """
+# As llama-server writes, shortened: what is wrong comes first, then pages of usage or what follows from it.
+USAGE = f"""{START} - llama-server.
+error while handling argument "--ctx-size": stoi
+
+usage:
+to show complete usage, run with -h
+dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
+"""
+NO_FILE = f"""{START} - llama-server.
+0.00.011.900 I build_info: b11434
+0.00.011.981 E gguf_init_from_file: failed to open GGUF file '/m.gguf' (No such file or directory)
+0.00.012.935 E srv  llama_server: exiting due to model loading error
+dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
+"""
 
 
 @pytest.mark.parametrize(
@@ -57,7 +71,12 @@ dsprov-vllm.service: Main process exited, code=exited, status=1/FAILURE
         (OOM + ALARM, LOST),
         (OOM + MEMORY, "RuntimeError: Insufficient space in shm."),
         # What an earlier start fell over by is no cause of this one.
-        (MEMORY + OOM + PLAIN, ""),
+        (MEMORY + OOM + PLAIN, "error: invalid argument: --nonsense"),
+        (USAGE, 'error while handling argument "--ctx-size": stoi'),
+        (
+            NO_FILE + f"{START} - llama-server.\n",
+            "gguf_init_from_file: failed to open GGUF file '/m.gguf' (No",
+        ),
         ("INFO all is well\n", ""),
         ("RuntimeError: Engine core initialization failed. See root cause above.", ""),
         ("", ""),
