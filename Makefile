@@ -34,7 +34,7 @@ demo-down: setup ## Take the demo's host away
 	@python -m tests.lab down --project demo
 
 # Two lanes where neither waits for the other's processor: what needs no hosts beside what waits for them.
-test: setup ## Everything that takes minutes (first time 45 minutes, then 25)
+test: setup ## Everything that takes minutes (first time an hour, then 40 minutes)
 	@$(MAKE) -j2 test-fast hosts
 	$(MAKE) molecule
 
