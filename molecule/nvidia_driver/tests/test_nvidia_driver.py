@@ -15,6 +15,7 @@ BUILT, TRIED = "deb12", ("open12", "deb13")
 def baked(host: Any) -> Any:
     """The host whose driver builds."""
     if name(host) != BUILT:
+        # The driver of one host builds; the tests of the others are those with `tried`.
         pytest.skip("here its modules do not build")
     return host
 
@@ -23,6 +24,7 @@ def baked(host: Any) -> Any:
 def tried(host: Any) -> Any:
     """A host whose driver does not build."""
     if name(host) not in TRIED:
+        # Its tests are those with `baked`.
         pytest.skip("here its modules build")
     return host
 
@@ -93,6 +95,7 @@ def test_unattended_upgrades_refuse_to_touch_it(baked: Any) -> None:
 
 def test_what_does_not_build_leaves_nothing_behind(tried: Any) -> None:
     """Refused, then tried all the same by the side effect."""
+    # dpkg-query fails where no package of that name was ever known, which is the best that can be.
     listed = tried.check_output("dpkg-query --show --showformat='${Package} ${Status}\\n' '*nvidia*' || true")
     assert not [line for line in listed.splitlines() if "not-installed" not in line and line.strip()]
     for path in (
@@ -103,4 +106,5 @@ def test_what_does_not_build_leaves_nothing_behind(tried: Any) -> None:
     ):
         assert not tried.file(path).exists, path
     with tried.sudo():
+        # Without dkms on the host nothing is built by it.
         assert "nvidia" not in tried.check_output("dkms status 2>/dev/null || true")

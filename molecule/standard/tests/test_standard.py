@@ -36,4 +36,5 @@ def test_the_host_knows_what_it_is(host: Any) -> None:
 
 def test_only_ssh_listens_outside_loopback(host: Any) -> None:
     addresses = {line.split()[4] for line in host.check_output("ss -H -l -n -t -u").splitlines()}
+    # ssh alone, which asks for a key; all else must be on loopback.
     assert {one for one in addresses if not one.startswith(("127.", "[::1]:"))} == {"0.0.0.0:22", "[::]:22"}
