@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, digest, plan
-from ansible_collections.dsprov.appliance.plugins.module_utils.variables import INTERNAL, PREFIX
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import bundle as bundles
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
     OWN_MODELS,
@@ -20,11 +19,7 @@ from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action
     ControllerAction,
     refusal,
 )
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import (
-    BUNDLE,
-    ROLE_VARIABLES,
-    request_from,
-)
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import BUNDLE, request_from
 
 
 class ActionModule(ControllerAction):
@@ -43,16 +38,12 @@ class ActionModule(ControllerAction):
         for host in variables["ansible_play_hosts"]:
             known = hostvars[host]
             facts["hosts"][host] = known["dsprov_probed"]["facts"]
-            ours = {
-                key: known[key]
-                for key in known
-                if (key.startswith(PREFIX) and key not in INTERNAL) or key in ROLE_VARIABLES
-            }
-            request, found = request_from({**ours, **({"dsprov_model": name} if source else {})})
+            asked = known["dsprov_asked"]["asked"]
+            request, found = request_from({**asked, **({"dsprov_model": name} if source else {})})
             if request is None:
                 return refusal(found)
             requests[host] = request
-            for model, row in ours.get(OWN_MODELS, {}).items():
+            for model, row in asked.get(OWN_MODELS, {}).items():
                 if own.setdefault(model, row) != row:
                     detail = f"model {model} is not the same on all hosts"
                     return refusal([problems().make("variable-invalid", key=OWN_MODELS, detail=detail)])

@@ -11,13 +11,12 @@ from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, ProblemError
-from ansible_collections.dsprov.appliance.plugins.module_utils.variables import PREFIX
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import (
     ControllerAction,
     refusal,
 )
-from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import is_asked, request_from
 
 try:  # Where a value was written; an internal of ansible-core 2.19, so it may go.
     from ansible._internal._datatag._tags import Origin
@@ -26,30 +25,35 @@ except ImportError:
 
 
 class ActionModule(ControllerAction):
-    """Options: `roles`, whose argument specs are checked beside the collection-wide variables."""
+    """Options: `roles`, whose argument specs are checked beside the collection-wide variables.
+
+    Returns `asked`: what the planner reads of this host's variables, those of plays and roles among them,
+    which `hostvars` leaves out.
+    """
 
     def decide(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        asked: dict[str, Any] = {}
         try:
-            found = self._problems(variables)
+            asked, found = self._asked(variables)
+            for role in self._task.args.get("roles", []):
+                found += self._role_problems(role, variables)
         except ProblemError as error:
             found = [error.problem]
-        return refusal([{**problem, "host": variables.get("inventory_hostname")} for problem in found])
+        host = variables.get("inventory_hostname")
+        return {"asked": asked, **refusal([{**problem, "host": host} for problem in found])}
 
-    def _problems(self, variables: Mapping[str, Any]) -> list[Problem]:
-        given = {key: value for key, value in variables.items() if key.startswith(PREFIX)}
+    def _asked(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        given = {key: raw for key, raw in variables.items() if is_asked(key)}
         found: list[Problem] = []
-        ours: dict[str, Any] = {}
+        asked: dict[str, Any] = {}
         for key, raw in given.items():
             try:
-                ours[key] = self._templar.template(raw)
+                asked[key] = self._templar.template(raw)
             except AnsibleError as error:
                 found.append(self._invalid(key, raw, error))
         origins = {key: origin for key, raw in given.items() if (origin := _origin(raw))}
-        _request, more = request_from(ours, origins)
-        found += more
-        for role in self._task.args.get("roles", []):
-            found += self._role_problems(role, variables)
-        return found
+        _request, more = request_from(asked, origins)
+        return asked, found + more
 
     def _role_problems(self, role: str, variables: Mapping[str, Any]) -> list[Problem]:
         """Values given to a role that its argument spec refuses. What is not given is the role's default."""

@@ -13,7 +13,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.rates import pars
 
 PREFIX = "dsprov_"
 # What the preflight role sets for the roles after it. Nobody else may.
-INTERNAL = frozenset({"dsprov_plan", "dsprov_planned", "dsprov_probed", "dsprov_sources"})
+INTERNAL = frozenset({"dsprov_asked", "dsprov_plan", "dsprov_planned", "dsprov_probed", "dsprov_sources"})
 
 # As many digits as any setting can need; Python itself refuses to read numbers of thousands.
 _WHOLE = re.compile(r"-?[0-9]{1,18}")

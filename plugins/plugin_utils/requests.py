@@ -9,7 +9,11 @@ from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem
-from ansible_collections.dsprov.appliance.plugins.module_utils.variables import check_variables
+from ansible_collections.dsprov.appliance.plugins.module_utils.variables import (
+    INTERNAL,
+    PREFIX,
+    check_variables,
+)
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
     CATALOG,
     catalogue,
@@ -30,6 +34,11 @@ DRIVER_VARIABLES = tuple(
     f"nvidia_driver_{name}" for name in ("source", "branch", "version", "flavour", "existing")
 )
 ROLE_VARIABLES = PORT_VARIABLES + PYTHON_VARIABLES + DRIVER_VARIABLES
+
+
+def is_asked(key: str) -> bool:
+    """Whether the planner reads the variable KEY."""
+    return (key.startswith(PREFIX) and key not in INTERNAL) or key in ROLE_VARIABLES
 
 
 def request_from(

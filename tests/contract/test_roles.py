@@ -184,7 +184,7 @@ def test_collection_wide_variables_appear_only_in_defaults(role: str) -> None:
         text = re.sub(r"(?m)#.*$", "", path.read_text(encoding="utf-8"))
         used = set(re.findall(r"(?<![\w.])dsprov_[a-z_]+", text))
         if role == "preflight":  # It makes them.
-            used -= {"dsprov_plan", "dsprov_planned", "dsprov_probed", "dsprov_sources"}
+            used -= {"dsprov_asked", "dsprov_plan", "dsprov_planned", "dsprov_probed", "dsprov_sources"}
         assert used <= {"dsprov_problems"}, f"{relative}: {sorted(used)}"
 
 
