@@ -49,10 +49,27 @@ class ActionModule(ControllerAction):
                     return refusal([problems().make("variable-invalid", key=OWN_MODELS, detail=detail)])
         rows = {**rows, "models": {**rows["models"], **own}}
         first = next(iter(requests.values()))
+        lost = _lost(variables, facts["hosts"], requests)
+        if lost:
+            return refusal([problems().make("group-host-lost", away=", ".join(lost))])
         if first.channel == BUNDLE:
             rows = {**rows, "channels": {**rows["channels"], BUNDLE: _bundle_places(variables)}}
         made = plan(facts, first, rows, requests)
         return {"plan": made, "digest": digest(made), "facts": facts}
+
+
+def _lost(
+    variables: Mapping[str, Any], facts: Mapping[str, Any], requests: Mapping[str, Request]
+) -> list[str]:
+    """Hosts that fell out of this play and share a model with one that is left: by wish, or by its record.
+
+    To plan for the others alone would take a group apart that only has to be waited for.
+    """
+    fell = set(variables["ansible_play_hosts_all"]) - facts.keys()
+    if any(request.nodes > 1 for request in requests.values()):
+        return sorted(fell)
+    recorded = [host.get("installed_group", []) for name, host in facts.items() if not requests[name].nodes]
+    return sorted(fell & {name for group in recorded for name in group})
 
 
 def _bundle_places(variables: Mapping[str, Any]) -> dict[str, Any]:

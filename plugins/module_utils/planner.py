@@ -356,6 +356,9 @@ class _Group:
         for name in self.names:
             one = chosen.get(name) or self._least_bad(tried[name])
             self._add(name, one, tried[name], own[name])
+        shared = [name for name, row in self.rows.items() if row["placement"]["nodes"] > 1]
+        for name in shared:
+            self.rows[name]["group"] = shared
 
     def _least_bad(self, tried: Sequence[Attempt]) -> Attempt:
         """The refusal to show: of an engine that this release installs, else of the first one tried."""
@@ -468,6 +471,7 @@ class _Group:
         self.rows[name] = {
             "name": name,
             "role": roles.get(rank, "worker"),
+            "group": [],
             "engine": one.engine,
             "model": request.model,
             "weights": {
@@ -542,6 +546,10 @@ class _Group:
         elif skew > CLOCK_DRIFT:
             words = f"{skew / 60:.0f} min" if skew < 7200 else f"{skew / 3600:.1f} h"
             found.append(problems.make("clock-drift", skew=words))
+        group = set(host.get("installed_group", []))
+        away = sorted(group - set(self.names)) if name in group else []
+        if away and not self.request.nodes:
+            found.append(problems.make("group-parted", away=", ".join(away)))
         docker = _numbers((host.get("docker") or {}).get("version"))
         if self.request.web_ui and docker and docker < DOCKER_FLOOR:
             floor = ".".join(map(str, DOCKER_FLOOR))

@@ -291,12 +291,13 @@ def is_ours(pid: int) -> bool:
 
 
 def recorded() -> dict[str, Any]:
-    """What earlier runs left here: the bytes that are on the disk already, and the engine that serves."""
+    """What earlier runs left here: bytes on the disk, the engine that serves, and the hosts of its group."""
     try:
         record = json.loads(read(STATE) or "{}")
         finished, engine = int(record.get("disk_bytes", 0)), record.get("engine")
+        group = [str(name) for name in record.get("group") or []]
     except (ValueError, TypeError, AttributeError):
-        finished, engine = 0, None
+        finished, engine, group = 0, None, []
     weights = 0
     for folder, _folders, names in os.walk(MODELS):
         for name in names:
@@ -304,7 +305,9 @@ def recorded() -> dict[str, Any]:
             with contextlib.suppress(OSError):
                 weights += os.lstat(os.path.join(folder, name)).st_blocks * 512
     found: dict[str, Any] = {"delivered_bytes": max(finished, weights)}
-    return {**found, "installed_engine": engine} if isinstance(engine, str) else found
+    if isinstance(engine, str):
+        found["installed_engine"] = engine
+    return {**found, "installed_group": group} if group else found
 
 
 def answer_times(endpoints: dict[str, dict[str, str]]) -> dict[str, dict[str, float | None]]:

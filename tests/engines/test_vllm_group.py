@@ -148,7 +148,7 @@ def test_a_worker_cut_off_the_network_brings_the_group_back(plan: dict[str, Any]
     assert comes_back()
 
 
-def failed(*words: str) -> str:
+def failed(*words: str, code: int = 1) -> str:
     """What an install says that does not get through."""
     done = subprocess.run(
         [DSPROV, "install", "--tier", "flagship", "-i", INVENTORY, *WISHES, *words],
@@ -158,7 +158,7 @@ def failed(*words: str) -> str:
         check=False,
     )
     print(done.stderr)
-    assert done.returncode == 1
+    assert done.returncode == code
     return done.stderr
 
 
@@ -170,6 +170,24 @@ def test_nothing_to_do_restarts_nothing(plan: dict[str, Any]) -> None:
     )
     assert [row["changed"] for row in summary["hosts"]] == [0, 0]
     assert [start_of(host) for host in hosts] == before
+
+
+@pytest.mark.parametrize("words", [[], ["-e", "dsprov_nodes=0"]])
+def test_a_worker_out_of_reach_leaves_the_group_as_it_is(plan: dict[str, Any], words: list[str]) -> None:
+    hosts = ("head", "worker")
+    before = [start_of(host) for host in hosts]
+    sh("worker", "systemctl", "stop", "ssh.socket", "ssh.service", check=False)
+    try:
+        said = failed(*words, code=4)
+        assert "worker: unreachable" in said
+        assert "worker fell out" in said
+    finally:
+        sh("worker", "systemctl", "start", "ssh.service")
+    # Nor does a run for one of them part them unasked.
+    said = failed("-e", "dsprov_nodes=0", "--limit", "head", code=2)
+    assert "head: it shares its model with worker" in said
+    assert [start_of(host) for host in hosts] == before
+    assert answers()
 
 
 def test_a_watch_that_was_stopped_comes_back_alone(plan: dict[str, Any]) -> None:

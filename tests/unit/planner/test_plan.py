@@ -690,6 +690,19 @@ def test_layers_may_be_shared_over_hosts() -> None:
         assert sum(size > 0 for size in row["memory"]["gpu_bytes_per_device"]) == 1
 
 
+def test_a_living_group_is_not_taken_apart_unasked() -> None:
+    hosts = h20s("a", "b")
+    shared = make_own("tiny-v3", hosts, nodes=2, placement="tensor")
+    assert [row["group"] for row in shared["hosts"]] == [["a", "b"], ["a", "b"]]
+    left = {**h20s("a")["a"], "installed_group": ["a", "b"]}
+    alone = make_own("tiny-v3", {"a": left})
+    assert [problem["code"] for problem in alone["problems"]] == ["group-parted"]
+    assert "with b," in alone["problems"][0]["message"]["en"]
+    assert make_own("tiny-v3", {"a": left}, nodes=1)["ok"]
+    # Under a name that the record does not know it is somebody else.
+    assert make_own("tiny-v3", {"new": left})["ok"]
+
+
 @pytest.mark.parametrize(
     ("names", "wishes", "code"),
     [
