@@ -170,9 +170,33 @@ def ktransformers_environment(devices: int) -> dict[str, str]:
     )
 
 
+def shared_nics(hosts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | None]:
+    """Of each host the network card that all of them talk over.
+
+    All of one network where they have one in common: RDMA on all of them first, then the fastest by its
+    slowest card. Otherwise each host's own best, which is for routers to join.
+    """
+    known: list[dict[str, Mapping[str, Any]]] = [
+        {
+            nic["network"]: nic
+            for nic in sorted(host.get("nics", []), key=_merit)
+            # By a link's own addresses hosts talk to what is built into them, such as a BMC.
+            if nic.get("address") and nic.get("network") and not nic["address"].startswith("169.254.")
+        }
+        for host in hosts
+    ]
+    common = set.intersection(*map(set, known))
+    if not common:
+        return [best_nic(host) for host in hosts]
+    chosen = max(sorted(common), key=lambda network: min(_merit(host[network])[:2] for host in known))
+    return [host[chosen] for host in known]
+
+
+def _merit(nic: Mapping[str, Any]) -> tuple[bool, int, str]:
+    return nic.get("rdma", False), nic.get("speed_mbps", 0), nic["name"]
+
+
 def best_nic(host: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The network card that hosts of one model talk over: RDMA first, then the fastest with an address."""
+    """A host's best network card that has an address: RDMA first, then the fastest."""
     rows = [row for row in host.get("nics", []) if row.get("address")]
-    return max(
-        rows, key=lambda row: (row.get("rdma", False), row.get("speed_mbps", 0), row["name"]), default=None
-    )
+    return max(rows, key=_merit, default=None)

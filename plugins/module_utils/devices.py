@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import re
 import socket
@@ -27,6 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,32}")
 # ARPHRD_ETHER and ARPHRD_INFINIBAND of Linux include/uapi/linux/if_arp.h.
 _LINKS = ("1", "32")
 _SIOCGIFADDR = 0x8915
+_SIOCGIFNETMASK = 0x891B
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,13 @@ def nvswitch(functions: list[Function]) -> bool:
 def nics(root: str = SYS, proc: str = PROC) -> list[dict[str, Any]]:
     """Network cards, bonds, and what the default route uses.
 
-    Each as name, address, speed_mbps where known, and rdma: whether RDMA works over it.
+    Each as name, address and its network, speed_mbps where known, rdma: whether RDMA works over it, and
+    where it has RDMA that does not, rdma_fault: why.
     """
     folder = f"{root}/class/net"
     routed = _default_routes(proc)
     remote = {
-        os.path.realpath(f"{root}/class/infiniband/{name}/device")
+        os.path.realpath(f"{root}/class/infiniband/{name}/device"): _rdma_fault(root, name)
         for name in _list(root, "class", "infiniband")
     }
     rows: list[dict[str, Any]] = []
@@ -103,20 +106,41 @@ def nics(root: str = SYS, proc: str = PROC) -> list[dict[str, Any]]:
         if not (os.path.exists(f"{own}/device") or os.path.isdir(f"{own}/bonding") or name in routed):
             continue
         row: dict[str, Any] = {"name": name}
-        address = _ipv4(name) or _ipv6(name, proc)
-        if address:
-            row["address"] = address
+        own_address = _ipv4(name) or _ipv6(name, proc)
+        if own_address:
+            row |= {"address": str(own_address.ip), "network": str(own_address.network)}
         speed = _read(own, "speed")
         # -1, its unsigned twin, or an error, where the link is down or has no speed of its own.
         if speed.isdigit() and int(speed) < 1 << 29:
             row["speed_mbps"] = int(speed)
-        row["rdma"] = any(
-            os.path.realpath(f"{folder}/{member}/device") in remote
+        behind = [
+            os.path.realpath(f"{folder}/{member}/device")
             for member in (name, *slaves)
             if os.path.exists(f"{folder}/{member}/device")
-        )
+        ]
+        faults = [remote[device] for device in behind if device in remote]
+        row["rdma"] = "" in faults
+        if any(faults):
+            row["rdma_fault"] = "; ".join(filter(None, faults))
         rows.append(row)
     return rows
+
+
+def _rdma_fault(root: str, name: str) -> str:
+    """Why programs cannot use an RDMA device; empty where they can. Paths: Linux Documentation/ABI."""
+    states = {
+        port: _read(root, "class", "infiniband", name, "ports", port, "state").rpartition(":")[2].strip()
+        for port in _list(root, "class", "infiniband", name, "ports")
+    }
+    down = [
+        f"{name} port {port} is {state or 'unknown'}" for port, state in states.items() if state != "ACTIVE"
+    ]
+    if len(down) == len(states):
+        return ", ".join(down) or f"{name} has no ports"
+    verbs = _list(root, "class", "infiniband_verbs")
+    if name not in {_read(root, "class", "infiniband_verbs", one, "ibdev") for one in verbs}:
+        return f"{name} is closed to programs: module ib_uverbs is not loaded"
+    return ""
 
 
 def _default_routes(proc: str) -> set[str]:
@@ -128,19 +152,23 @@ def _default_routes(proc: str) -> set[str]:
     return found | {row[9] for row in rows if len(row) > 9 and row[:2] == ["0" * 32, "00"] and row[9] != "lo"}
 
 
-def _ipv4(name: str) -> str | None:
+def _ipv4(name: str) -> ipaddress.IPv4Interface | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        asked = struct.pack("256s", name.encode()[:15])
         try:
-            answer = fcntl.ioctl(link, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            address, mask = (
+                socket.inet_ntoa(fcntl.ioctl(link, what, asked)[20:24])
+                for what in (_SIOCGIFADDR, _SIOCGIFNETMASK)
+            )
         except OSError:
             return None
-    return socket.inet_ntoa(answer[20:24])
+    return ipaddress.IPv4Interface(f"{address}/{mask}")
 
 
-def _ipv6(name: str, proc: str) -> str | None:
+def _ipv6(name: str, proc: str) -> ipaddress.IPv6Interface | None:
     """The first global address of a link."""
     for line in _read(proc, "net/if_inet6").splitlines():
-        digits, _index, _prefix, scope, _flags, link = line.split()
+        digits, _index, prefix, scope, _flags, link = line.split()
         if link == name and scope == "00":
-            return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+            return ipaddress.IPv6Interface((bytes.fromhex(digits), int(prefix, 16)))
     return None

@@ -359,6 +359,10 @@ class _Group:
         shared = [name for name, row in self.rows.items() if row["placement"]["nodes"] > 1]
         for name in shared:
             self.rows[name]["group"] = shared
+            for nic in self.hosts[name].get("nics", []):
+                if fault := nic.get("rdma_fault"):
+                    trouble = self._problems.make("rdma-down", nic=nic["name"], detail=fault)
+                    self.problems.append({**trouble, "host": name})
 
     def _least_bad(self, tried: Sequence[Attempt]) -> Attempt:
         """The refusal to show: of an engine that this release installs, else of the first one tried."""
@@ -391,8 +395,8 @@ class _Group:
                 )
                 return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
         loadable = candidates(self.request, self.model, self.catalogue["engines"][engine])
-        head = commands.best_nic(self.hosts[first])
-        address = head["address"] if head else first
+        nics = commands.shared_nics([self.hosts[name] for name in names])
+        address = nics[0]["address"] if nics[0] else first
         outcomes: list[dict[str, Attempt]] = []
         for variant_name, variant in sorted(loadable.items(), key=lambda item: -item[1]["bytes"]):
             floor = self.catalogue["engines"][engine].get("precisions", {}).get(variant["precision"])
@@ -422,7 +426,8 @@ class _Group:
                 if fit.needed > fit.budget:
                     short.append(gpu_memory(one, variant_name, fit, each * len(names)))
                 used = one.usable(floor)[:each]
-                trial = tensor_row(one, variant_name, fit, used, short, (rank, len(names), address))
+                node = (rank, len(names), address)
+                trial = tensor_row(one, variant_name, fit, used, short, node, nics[rank])
                 made[name] = Attempt(engine, trial)
             outcomes.append(made)
         for made in outcomes:

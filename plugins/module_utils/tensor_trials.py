@@ -161,8 +161,14 @@ def tensor_row(
     used: Sequence[Card],
     found: list[Problem],
     node: tuple[int, int, str] | None = None,
+    nic: Mapping[str, Any] | None = None,
 ) -> Trial:
-    """A row for vLLM, on one host or as one of several (`node`: rank, number, address of the first)."""
+    """A row for vLLM, on one host or as one of several.
+
+    Args:
+        node: rank, number of hosts, and address of the first.
+        nic: the network card that they talk over.
+    """
     request, model = situation.request, situation.model
     variant = model["variants"][name]
     parallel = request.parallel or max(1, min(MOST_SEQUENCES, fit.tokens // request.context_length))
@@ -173,7 +179,7 @@ def tensor_row(
     moe = bool(model["feed_forward"].get("experts"))
     on_cpu = request.vllm_build == "cpu"
     environment = commands.vllm_environment(
-        commands.best_nic(situation.host),
+        nic,
         node is not None,
         hopper and moe and bool(capabilities),
         _cpu_cache(situation) if on_cpu else 0,

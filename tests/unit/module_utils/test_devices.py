@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ansible_collections.dsprov.appliance.plugins.module_utils import devices
 from ansible_collections.dsprov.appliance.plugins.module_utils.nvml import Device, Reading
 from ansible_collections.dsprov.appliance.plugins.modules import probe
@@ -96,7 +98,9 @@ def test_network_cards(tmp_path: Path) -> None:
         "sys/class/net/bond0/type": "1\n",
         "sys/class/net/bond0/speed": "200000\n",
         "sys/class/net/bond0/bonding/slaves": "ens1\n",
-        "sys/class/infiniband/mlx5_0/node_type": "1: CA\n",
+        "sys/class/infiniband/mlx5_0/ports/1/state": "4: ACTIVE\n",
+        "sys/class/infiniband_verbs/uverbs0/ibdev": "mlx5_0\n",
+        "sys/class/infiniband_verbs/abi_version": "6\n",
         "proc/net/route": "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
         "br0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
         "docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n",
@@ -107,14 +111,42 @@ def test_network_cards(tmp_path: Path) -> None:
     (tmp_path / "sys/class/infiniband/mlx5_0/device").symlink_to(tmp_path / "sys/class/net/ens1/device")
     assert devices.nics(f"{root}/sys", f"{root}/proc") == [
         {"name": "bond0", "speed_mbps": 200000, "rdma": True},
-        {"name": "br0", "address": "fd00::7", "rdma": False},
+        {"name": "br0", "address": "fd00::7", "network": "fd00::/64", "rdma": False},
         {"name": "ens1", "speed_mbps": 100000, "rdma": True},
         {"name": "ens2", "rdma": False},
         {"name": "ens3", "rdma": False},
     ]
 
 
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ({"infiniband/mlx5_0/ports/1/state": "1: DOWN\n"}, "mlx5_0 port 1 is DOWN"),
+        ({"infiniband/mlx5_0/ports/1/state": ""}, "mlx5_0 port 1 is unknown"),
+        ({"infiniband/mlx5_0/node_type": "1: CA\n"}, "mlx5_0 has no ports"),
+        (
+            {"infiniband/mlx5_0/ports/1/state": "4: ACTIVE\n"},
+            "mlx5_0 is closed to programs: module ib_uverbs is not loaded",
+        ),
+        (
+            {
+                "infiniband/mlx5_0/ports/1/state": "1: DOWN\n",
+                "infiniband/mlx5_0/ports/2/state": "4: ACTIVE\n",
+                "infiniband_verbs/uverbs0/ibdev": "mlx5_0\n",
+            },
+            "",
+        ),
+    ],
+)
+def test_rdma_that_does_not_work_says_why(tmp_path: Path, files: dict[str, str], fault: str) -> None:
+    card = {"net/ib0/type": "32\n", "net/ib0/device/vendor": "0x15b3\n"}
+    root = tree(tmp_path, {f"sys/class/{name}": text for name, text in {**card, **files}.items()})
+    (tmp_path / "sys/class/infiniband/mlx5_0/device").symlink_to(tmp_path / "sys/class/net/ib0/device")
+    (row,) = devices.nics(f"{root}/sys", f"{root}/proc")
+    assert (row["rdma"], row.get("rdma_fault", "")) == (not fault, fault)
+
+
 def test_this_machines_own_address() -> None:
     """Whatever it is: an address of the loopback must come out of the kernel's answer whole."""
-    assert devices._ipv4("lo") == "127.0.0.1"
+    assert str(devices._ipv4("lo")) == "127.0.0.1/8"
     assert devices._ipv4("none-such") is None

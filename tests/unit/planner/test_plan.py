@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import planner
+from ansible_collections.dsprov.appliance.plugins.module_utils import commands, planner
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, digest, plan
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
     catalogue,
@@ -531,6 +533,48 @@ def test_hosts_of_one_model_talk_over_the_fastest_network() -> None:
         assert ("--headless" in line) is bool(rank)
         assert row["environment"]["NCCL_SOCKET_IFNAME"] == row["environment"]["GLOO_SOCKET_IFNAME"] == "ib0"
         assert row["environment"]["VLLM_HOST_IP"] == f"10.1.0.{rank + 1}"
+    assert "rdma-down" not in {problem["code"] for problem in made["problems"]}
+    hosts["b"]["nics"][1] |= {"rdma": False, "rdma_fault": "mlx5_0 port 1 is DOWN"}
+    made = plan(document, request_for("flagship", engine="vllm", variant="BF16"), catalogue())
+    assert made["ok"]
+    (said,) = [problem for problem in made["problems"] if problem["code"] == "rdma-down"]
+    assert (said["code"], said["host"], said["severity"]) == ("rdma-down", "b", "warning")
+    assert "ib0: RDMA does not work (mlx5_0 port 1 is DOWN)" in said["message"]["en"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "taken"),
+    [
+        # One network of both wins over a faster one that the other host is not on.
+        (
+            "lan:10.0.0.1/24:1000 ib:10.1.0.1/24:400000:r",
+            "lan:10.0.0.2/24:1000 ib:10.2.0.2/24:400000:r",
+            "lan lan",
+        ),
+        # RDMA on one side alone is none; the slowest card counts.
+        ("x:10.0.0.1/24:10000 y:10.1.0.1/24:25000:r", "x:10.0.0.2/24:10000 y:10.1.0.2/24:1000", "x x"),
+        ("x:10.0.0.1/24:100000 y:10.1.0.1/24:25000:r", "x:10.0.0.2/24:100000 z:10.1.0.2/24:25000:r", "y z"),
+        # What leads into the machine itself is no way between machines; routers join the rest.
+        ("usb:169.254.3.1/16:1000 x:10.0.0.1/24:1000", "usb:169.254.3.1/16:1000 y:10.9.0.1/24:1000", "x y"),
+        ("x", "y:10.0.0.2/24:1000", "- y"),
+    ],
+)
+def test_hosts_meet_on_a_network_that_all_of_them_have(a: str, b: str, taken: str) -> None:
+    def nics(words: str) -> Iterator[dict[str, Any]]:
+        for word in words.split():
+            name, *rest = word.split(":")
+            nic: dict[str, Any] = {"name": name, "rdma": rest[2:] == ["r"]}
+            if rest:
+                address = ipaddress.ip_interface(rest[0])
+                nic |= {
+                    "address": str(address.ip),
+                    "network": str(address.network),
+                    "speed_mbps": int(rest[1]),
+                }
+            yield nic
+
+    chosen = commands.shared_nics([{"nics": list(nics(words))} for words in (a, b)])
+    assert [nic["name"] if nic else "-" for nic in chosen] == taken.split()
 
 
 # -- digest --------------------------------------------------------------------------------------
