@@ -16,16 +16,22 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.trials import KNE
 
 @dataclass(frozen=True)
 class Attempt:
-    """One engine tried on one host: the variant taken, and those turned down."""
+    """One engine tried on one host: the variant taken, those turned down, and the hosts of its group."""
 
     engine: str
     taken: Trial
     others: tuple[Trial, ...] = field(default=())
+    group: tuple[str, ...] = field(default=())
 
     @property
     def ok(self) -> bool:
         """Whether the engine can serve on this host."""
         return self.taken.ok
+
+    @property
+    def deliverable(self) -> bool:
+        """Whether it serves weights that this release can bring."""
+        return self.ok and all(problem["code"] != "weights-unverified" for problem in self.taken.problems)
 
 
 def attempt(situation: Situation) -> Attempt:

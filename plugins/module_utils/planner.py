@@ -240,6 +240,10 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
     return found
 
 
+def _all_ok(made: Mapping[str, Attempt]) -> bool:
+    return bool(made) and all(one.ok for one in made.values())
+
+
 def _suits(request: Request, model: Mapping[str, Any], engine: Mapping[str, Any]) -> bool:
     """Whether an engine can do what is wished, whatever the host."""
     return (
@@ -331,6 +335,8 @@ class _Group:
     def _plan(self) -> None:
         tried: dict[str, list[Attempt]] = {name: [] for name in self.names}
         chosen: dict[str, Attempt] = {}
+        # What would serve, but of weights that this release cannot bring: only where nothing else serves.
+        spare: dict[str, Attempt] = {}
         own: dict[str, list[Problem]] = {}
         for name in self.names:
             own[name] = self._host_problems(name)
@@ -344,25 +350,18 @@ class _Group:
                 one = self._attempt(name, self.request, engine)
                 tried[name].append(one)
                 if one.ok and self.request.nodes <= 1:
-                    chosen[name] = one
+                    (chosen if one.deliverable else spare).setdefault(name, one)
             waiting = [name for name in waiting if name not in chosen]
             if self.catalogue["engines"][engine]["spans_hosts"] and self._may_span(waiting, tried):
-                spanned = self._span(waiting, engine)
-                for name, one in spanned.items():
-                    tried[name][-1] = one
+                for name, one in self._share(waiting, engine).items():
+                    if one.deliverable or name not in spare:
+                        tried[name][-1] = one
                     if one.ok:
-                        chosen[name] = one
+                        (chosen if one.deliverable else spare).setdefault(name, one)
                 waiting = [name for name in waiting if name not in chosen]
         for name in self.names:
-            one = chosen.get(name) or self._least_bad(tried[name])
+            one = chosen.get(name) or spare.get(name) or self._least_bad(tried[name])
             self._add(name, one, tried[name], own[name])
-        shared = [name for name, row in self.rows.items() if row["placement"]["nodes"] > 1]
-        for name in shared:
-            self.rows[name]["group"] = shared
-            for nic in self.hosts[name].get("nics", []):
-                if fault := nic.get("rdma_fault"):
-                    trouble = self._problems.make("rdma-down", nic=nic["name"], detail=fault)
-                    self.problems.append({**trouble, "host": name})
 
     def _least_bad(self, tried: Sequence[Attempt]) -> Attempt:
         """The refusal to show: of an engine that this release installs, else of the first one tried."""
@@ -378,14 +377,49 @@ class _Group:
             for problem in tried[name][-1].taken.problems
             if problem["severity"] == "error"
         }
-        return 2 <= len(names) <= MOST_NODES and codes <= SPANNED
+        return len(names) >= 2 and codes <= SPANNED
+
+    def _share(self, names: Sequence[str], engine: str) -> dict[str, Attempt]:
+        """Hosts in groups that serve a model together: as large as is wished, else the smallest that hold it.
+
+        Hosts of a group stand together in the inventory, and all groups are of one size. Unasked, only hosts
+        with the same cards go together.
+        """
+        wished = self.request.nodes
+        if wished > 1:
+            if len(names) % wished:
+                trouble = self._problems.make("nodes-count", nodes=wished, found=len(names))
+                return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
+            return self._in_groups(names, wished, engine)
+        alike: dict[str, list[str]] = {}
+        for name in names:
+            alike.setdefault(str(sorted(map(_sort_of, self._accelerators[name].cards))), []).append(name)
+        made: dict[str, Attempt] = {}
+        for some in alike.values():
+            sizes = [size for size in range(2, MOST_NODES + 1) if len(some) % size == 0]
+            able: list[dict[str, Attempt]] = []
+            for size in sizes:
+                # Hosts are alike: where the first of them cannot, nor can the rest.
+                if _all_ok(self._span(some[:size], engine)):
+                    able.append(self._in_groups(some, size, engine))
+            able = [groups for groups in able if _all_ok(groups)]
+            ready = [groups for groups in able if all(one.deliverable for one in groups.values())]
+            if found := [*ready, *able]:
+                made |= found[0]
+            elif sizes:
+                made |= self._in_groups(some, sizes[-1], engine)
+        # Nobody has an equal: what keeps them apart is the thing to say.
+        return made or (self._span(names, engine) if len(names) <= MOST_NODES else {})
+
+    def _in_groups(self, names: Sequence[str], size: int, engine: str) -> dict[str, Attempt]:
+        made: dict[str, Attempt] = {}
+        for at in range(0, len(names), size):
+            made |= self._span(names[at : at + size], engine)
+        return made
 
     def _span(self, names: Sequence[str], engine: str) -> dict[str, Attempt]:
         """One model over several equal hosts: cards of a host share layers, hosts follow each other."""
         first, wished = names[0], self.request.nodes
-        if wished > 1 and wished != len(names):
-            trouble = self._problems.make("nodes-count", nodes=wished, found=len(names))
-            return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
         situations = {name: self._situation(name, self.request, engine) for name in names}
         for name in names[1:]:
             a, b = self._accelerators[first].cards, self._accelerators[name].cards
@@ -428,11 +462,11 @@ class _Group:
                 used = one.usable(floor)[:each]
                 node = (rank, len(names), address)
                 trial = tensor_row(one, variant_name, fit, used, short, node, nics[rank])
-                made[name] = Attempt(engine, trial)
+                made[name] = Attempt(engine, trial, group=tuple(names))
             outcomes.append(made)
-        for made in outcomes:
-            if all(one.ok for one in made.values()):
-                return made
+        able = [made for made in outcomes if _all_ok(made)]
+        for made in sorted(able, key=lambda made: not made[first].deliverable):
+            return made
         if wished > 1 and not outcomes:
             trouble = self._problems.make("nodes-uneven", model=self.request.model, nodes=wished)
             return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
@@ -450,6 +484,9 @@ class _Group:
         if not engine["provisioned"]:
             known = _known(self._installed())
             found.append(self._problems.make("engine-unavailable", engine=engine["title"], known=known))
+        for nic in self.hosts[name].get("nics", []) if one.group else []:
+            if fault := nic.get("rdma_fault"):
+                found.append(self._problems.make("rdma-down", nic=nic["name"], detail=fault))
         found = [self._with_way_out(name, problem) for problem in found]
         places, chosen, said = _places(self.hosts[name], request, self.catalogue, self._problems)
         found += said
@@ -469,14 +506,10 @@ class _Group:
             for part in parts
             for file in self.model["variants"][part].get("files", [])
         ]
-        rank = self.names.index(name) if row["placement"]["nodes"] > 1 else -1
-        roles = {-1: "single", 0: "head"}
-        if rank > 0 and "--headless" not in row["command"]:
-            rank = 0
         self.rows[name] = {
             "name": name,
-            "role": roles.get(rank, "worker"),
-            "group": [],
+            "role": ("head" if name == one.group[0] else "worker") if one.group else "single",
+            "group": list(one.group),
             "engine": one.engine,
             "model": request.model,
             "weights": {

@@ -472,7 +472,8 @@ def test_as_many_requests_as_fit() -> None:
         ("demo", machine(gpus=cards(8)), "ollama"),
         ("basic", machine(gpus=cards(2)), "ollama"),
         ("standard", machine(gpus=cards(4)), "vllm"),
-        ("standard", machine(gpus=cards(1)), "vllm"),
+        # vLLM would have to take a variant that nobody can bring.
+        ("standard", machine(gpus=cards(1)), "ollama"),
         ("standard", machine(gpus=cards(1, memory_bytes=12 * GIB)), "ollama"),
     ],
 )
@@ -732,6 +733,49 @@ def test_layers_may_be_shared_over_hosts() -> None:
         assert (row["placement"]["tensor_parallel"], row["placement"]["pipeline_parallel"]) == (2, 1)
         # Two heads over two hosts: one card of each.
         assert sum(size > 0 for size in row["memory"]["gpu_bytes_per_device"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "wishes", "groups"),
+    [
+        ("abcd", {"nodes": 2}, ["ab", "ab", "cd", "cd"]),
+        ("abcd", {"nodes": 4, "placement": "auto"}, None),
+        ("ab", {"nodes": 1}, ["", ""]),
+    ],
+)
+def test_hosts_go_in_groups_as_large_as_is_wished(
+    names: str, wishes: dict[str, Any], groups: list[str] | None
+) -> None:
+    made = make_own("tiny-v3", h20s(*names), **{"placement": "tensor", **wishes})
+    if groups is None:
+        assert codes(made) == ["nodes-uneven"] * len(names)
+        return
+    assert made["ok"], made["problems"]
+    assert ["".join(row["group"]) for row in made["hosts"]] == groups
+    heads = [row for row in made["hosts"] if row["role"] == "head"]
+    assert len(heads) == len({group for group in groups if group})
+
+
+@pytest.mark.parametrize(
+    ("count", "memory", "size", "variant"),
+    [(2, 96, 2, "FP8"), (4, 96, 2, "FP8"), (3, 96, 3, "FP8"), (2, 141, 0, "FP8"), (1, 96, 0, "")],
+)
+def test_unasked_the_smallest_group_is_made_that_serves_what_can_be_brought(
+    count: int, memory: int, size: int, variant: str
+) -> None:
+    card = {"vendor": "nvidia", "name": "NVIDIA H20", "memory_bytes": memory * 1_069_000_000, "count": 8}
+    hosts = {
+        f"n{number}": machine(
+            memory_bytes=1536 * GIB, disks=[{"mount": "/", "free_bytes": 15_000 * GB}], gpus=[card]
+        )
+        for number in range(count)
+    }
+    made = plan({"schema": 1, "hosts": hosts}, request_for("flagship"), catalogue())
+    assert made["ok"], made["problems"]
+    assert [len(row["group"]) for row in made["hosts"]] == [size] * count
+    assert "weights-unverified" not in codes(made)
+    if variant:
+        assert {(row["engine"], row["weights"]["variant"]) for row in made["hosts"]} == {("vllm", variant)}
 
 
 def test_a_living_group_is_not_taken_apart_unasked() -> None:
