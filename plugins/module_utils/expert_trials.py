@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import commands, sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, human_bytes
@@ -33,6 +35,9 @@ def expert_trials(situation: Situation) -> list[Trial]:
         return [Trial(name, (problem,)) for name in loadable]
     if not situation.usable(None):
         return nothing_usable(situation, loadable)
+    if all(row["format"] == "gguf" for row in model["variants"].values()):
+        problem = problems.make("checkpoint-missing", engine=situation.engine["title"], model=request.model)
+        return [Trial(name, (problem,)) for name in loadable]
     ways = _methods(situation)
     if not ways:
         formats = "/".join(sorted({row["format"] for row in loadable.values()}))
@@ -78,10 +83,16 @@ def _methods(situation: Situation) -> list[tuple[str, str]]:
     return pairs
 
 
+def _checkpoint(model: Mapping[str, Any]) -> str:
+    """The variant whose configuration, tokenizer and attention go with experts in GGUF files."""
+    names: list[str] = [name for name, row in model["variants"].items() if row["format"] == "safetensors"]
+    return min(names, key=lambda name: (name != "FP8", name != "BF16", name))
+
+
 def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
     request, model, problems = situation.request, situation.model, situation.problems
     variant = model["variants"][name]
-    checkpoint_name = name if variant["format"] == "safetensors" else "FP8"
+    checkpoint_name = name if variant["format"] == "safetensors" else _checkpoint(model)
     checkpoint = model["variants"][checkpoint_name]
     flags = situation.host["cpu"].get("flags")
     missing = sorted(set(situation.engine["methods"][method]) - set(flags or []))

@@ -44,8 +44,8 @@ MOST_NODES = 8
 # Refusals that more hosts may mend, and those for which another wish may do.
 SPANNED = {"gpu-memory", "tensor-parallel"}
 WAYS_OUT = {
-    "compute-capability", "cpu-isa", "gpu-memory", "host-memory", "kv-cache-legacy", "model-unsupported",
-    "no-gpu", "precision-unsupported", "tensor-parallel",
+    "checkpoint-missing", "compute-capability", "cpu-isa", "engine-python", "gpu-memory", "host-memory",
+    "kv-cache-legacy", "model-unsupported", "no-gpu", "precision-unsupported", "tensor-parallel",
 }  # fmt: skip
 INSTALL_ONLY = {"engine-unavailable", "weights-unverified"}
 SHORTEST_CONTEXT = 2048

@@ -264,6 +264,43 @@ def test_formats_an_engine_cannot_load_are_refused() -> None:
     assert made["engine"] == "vllm"
 
 
+def own_mixture(*names: str) -> dict[str, Any]:
+    """DeepSeek-R1 671B with these variants alone, as somebody's own model."""
+    row = copy.deepcopy(catalogue()["models"]["deepseek-r1:671b"])
+    row["variants"] = {name: row["variants"][name] for name in names}
+    return {**catalogue(), "models": {"mine": row}}
+
+
+@pytest.mark.parametrize(
+    ("names", "engine", "expected"),
+    [
+        (("Q4_K_M",), "ktransformers", ["checkpoint-missing"]),
+        # Nobody named the engine: another one that reads GGUF files is taken.
+        (("Q4_K_M",), "auto", "llama_cpp"),
+        (("Q4_K_M", "BF16"), "ktransformers", "BF16"),
+        (("Q4_K_M", "FP8", "BF16"), "ktransformers", "FP8"),
+    ],
+)
+def test_experts_in_gguf_files_want_a_checkpoint_beside_them(
+    names: tuple[str, ...], engine: str, expected: Any
+) -> None:
+    host = machine(
+        memory_bytes=600 * GIB,
+        disks=[{"mount": "/", "free_bytes": 9000 * GB}],
+        gpus=cards(1, memory_bytes=96 * GIB),
+    )
+    request = replace(request_for("flagship"), model="mine", engine=engine, parallel=1, kv_cache_type="auto")
+    made = plan({"schema": 1, "hosts": {"h": host}}, request, own_mixture(*names))
+    if isinstance(expected, list):
+        assert codes(made) == expected
+        assert "dsprov_engine=llama_cpp" in made["problems"][0]["remedy"]["en"]
+    elif engine == "auto":
+        assert made["engine"] == expected
+    else:
+        command = made["hosts"][0]["command"]
+        assert command[command.index("--model") + 1].endswith(f"/{expected}")
+
+
 def test_a_request_that_all_hosts_share_is_refused_once() -> None:
     document = {"schema": 1, "hosts": {name: machine() for name in ("a", "b", "c")}}
     made = plan(document, request_for("demo", variant="Q9"), catalogue())
