@@ -35,7 +35,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
         rows = catalogue()
         kernel = str(facts["os"].get("kernel", ""))
         if "needs" in self._task.args:
-            return {**result, "changed": False, "drivers": self._needs(facts, wishes, rows, kernel)}
+            # Of an image nobody knows yet which kernel it will have.
+            known = "" if wishes.bake else kernel
+            return {**result, "changed": False, "drivers": self._needs(facts, wishes, rows, known)}
         seen = self._look(kernel, [], task_vars)
         if seen.get("failed"):
             return {**result, **seen}
@@ -49,15 +51,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
             row = rows["nvidia"]["rows"][decision.row]
             resolution = rules.settled(decision, look, wishes, rows["nvidia"])
             lists = rules.lists(row, facts["os"], look["targets"])
-            if not resolution.version and self._task.args.get("resolve"):
-                names = rules.asked(decision, rows["nvidia"], look["kernel"])
+            target = rules.kernel_to_build_for(look, wishes)
+            names: list[str] = []
+            if self._task.args.get("headers"):
+                names = rules.headers_asked(decision, look, target, row)
+            elif self._task.args.get("resolve") and not resolution.version:
+                names = rules.asked(decision, rows["nvidia"], target)
+            if names:
                 seen = self._look(kernel, names, task_vars)
                 if seen.get("failed"):
                     return {**result, **seen}
                 look = seen["look"]
-                headers = any(one["headers"] for one in look["kernels"] if one["release"] == look["kernel"])
+            if names and self._task.args.get("headers"):
+                missing = rules.missing_headers(target, names, look["available"], problems())
+                found += [{**problem, "host": host} for problem in missing]
+            elif names:
+                headers = any(one["headers"] for one in look["kernels"] if one["release"] == target)
                 resolution = rules.resolve(
-                    decision, look["available"], look["kernel"], headers, wishes, rows["nvidia"], problems()
+                    decision, look["available"], target, headers, wishes, rows["nvidia"], problems()
                 )
                 found += [{**problem, "host": host} for problem in resolution.problems]
         return {

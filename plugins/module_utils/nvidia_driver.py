@@ -397,7 +397,11 @@ class Resolution:
 
 
 def names(decision: Decision, row: Mapping[str, Any], chosen: int, kernel: str) -> dict[str, list[str]]:
-    """Package names of a decision by what they are for: modules, exact, loose, headers."""
+    """Package names of a decision by what they are for: modules, exact, loose, headers.
+
+    Args:
+        kernel: as `kernel_to_build_for` says.
+    """
 
     def fill(texts: Iterable[str]) -> list[str]:
         return [text.replace("BRANCH", str(chosen)).replace("KERNEL", kernel) for text in texts]
@@ -416,8 +420,19 @@ def names(decision: Decision, row: Mapping[str, Any], chosen: int, kernel: str) 
         "modules": modules,
         "exact": exact,
         "loose": loose if decision.signed else ["dkms", *loose],
-        "headers": [] if decision.signed else fill([row["headers"]]),
+        "headers": [] if decision.signed else fill([row["headers" if kernel else "headers_latest"]]),
     }
+
+
+def kernel_to_build_for(look: Mapping[str, Any], wishes: Wishes) -> str:
+    """Release of the running kernel; for an image of the newest that it can boot.
+
+    Empty for an image without a kernel: the newest that the distribution has will be it.
+    """
+    if not wishes.bake:
+        return str(look["kernel"])
+    images = [row["release"] for row in look["kernels"] if row["image"]]
+    return max(images, key=release_order, default="")
 
 
 def asked(decision: Decision, table: Mapping[str, Any], kernel: str) -> list[str]:
@@ -467,7 +482,7 @@ def resolve(
 
     Args:
         available: versions by package as apt lists them, newest first.
-        kernel: the running kernel.
+        kernel: as `kernel_to_build_for` says.
         headers: whether its headers are on the host.
     """
     row = table["rows"][decision.row]
@@ -494,25 +509,23 @@ def resolve(
         )
         return Resolution(problems=(trouble,))
     found: list[Problem] = []
+    wanted_headers = groups["headers"]
+    against = _version_of(kernel, [text for name in wanted_headers for text in available.get(name, ())])
     for pair in table["unbuildable"]:
         if (
-            pair["driver"] == version
+            pair["row"] == decision.row
+            and pair["driver"] == version
             and decision.flavour in pair["flavours"]
             and not decision.signed
             and not wishes.try_unbuildable
+            and is_from(against, pair["kernels"])
         ):
-            against = _target(available, row, kernel, wishes)
-            if not_older(against, pair["kernel"]):
-                found.append(
-                    problems.make("driver-kernel", driver=version, kernel=against, detail=pair["detail"])
-                )
-    wanted_headers = groups["headers"]
-    if wishes.bake:
-        wanted_headers = [row["headers_latest"]] if wanted_headers else []
-    elif wanted_headers and not headers and not available.get(wanted_headers[0]):
-        found.append(problems.make("kernel-headers", kernel=kernel, package=wanted_headers[0]))
-    elif headers:
+            trouble = problems.make("driver-kernel", driver=version, kernel=against, detail=pair["detail"])
+            found.append(trouble)
+    if headers:
         wanted_headers = []
+    elif kernel and wanted_headers and not available.get(wanted_headers[0]):
+        found.append(problems.make("kernel-headers", kernel=kernel, package=wanted_headers[0]))
     loose = groups["loose"]
     lacking = [name for name in loose if not available.get(name)]
     if lacking:
@@ -534,6 +547,29 @@ def resolve(
         preferences(row, version, chosen),
         tuple(found),
     )
+
+
+def headers_asked(
+    decision: Decision, look: Mapping[str, Any], kernel: str, row: Mapping[str, Any]
+) -> list[str]:
+    """What `missing_headers` asks for, before a repository of ours is listed; nothing where nothing is built.
+
+    The distribution has headers in its first component, which every host knows.
+    """
+    there = any(one["headers"] for one in look["kernels"] if one["release"] == kernel)
+    if decision.signed or there or not kernel:
+        return []
+    return [row["headers"].replace("KERNEL", kernel), row["headers_latest"]]
+
+
+def missing_headers(
+    kernel: str, names: Sequence[str], available: Mapping[str, Sequence[str]], problems: Problems
+) -> list[Problem]:
+    """The headers that no repository has; an apt that knows of no kernel at all cannot tell."""
+    wanted, latest = names
+    if available[wanted] or not available[latest]:
+        return []
+    return [problems.make("kernel-headers", kernel=kernel, package=wanted)]
 
 
 def settled(
@@ -661,21 +697,21 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-def not_older(version: str, than: str) -> bool:
-    """Whether a version is at least another."""
-    return numbers(version) >= numbers(than)
+def release_order(release: str) -> tuple[int, ...]:
+    """All numbers of a kernel's release, to compare: 6.1.0-50-amd64 is older than 6.1.0-56-amd64."""
+    return tuple(map(int, re.findall(r"\d+", release)))
 
 
-def _target(
-    available: Mapping[str, Sequence[str]], row: Mapping[str, Any], kernel: str, wishes: Wishes
-) -> str:
-    """The kernel that modules are built for: the running one, or the newest headers in an image."""
-    if not wishes.bake:
-        return kernel
-    newest = max(
-        (upstream(text) for text in available.get(row["headers_latest"], ())), key=numbers, default=""
-    )
-    return newest or kernel
+def is_from(kernel: str, firsts: Sequence[str]) -> bool:
+    """Whether a kernel has what came with `firsts`: one for each long-term series, and all later ones."""
+    found = numbers(kernel)
+    series = {numbers(first)[:2]: numbers(first) for first in firsts}
+    return found >= series[found[:2]] if found[:2] in series else found[:2] > max(series)
+
+
+def _version_of(kernel: str, headers: Sequence[str]) -> str:
+    """A kernel's version: that of its headers, for Debian 12 calls both 6.1.176 and 6.1.192 "6.1.0-N"."""
+    return max(map(upstream, headers), key=numbers, default=kernel)
 
 
 def first_error(log: str) -> str:

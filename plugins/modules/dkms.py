@@ -66,7 +66,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import first_error, numbers
+from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import first_error, release_order
 
 TREE = "/var/lib/dkms"
 
@@ -118,7 +118,7 @@ def targets(kernel: str) -> list[str]:
     there = [
         name for name in os.listdir("/lib/modules") if os.path.exists(f"/lib/modules/{name}/build/Makefile")
     ]
-    there.sort(key=numbers)
+    there.sort(key=release_order)
     if not kernel:
         return there
     # The newest that can boot is what the next boot takes.

@@ -32,6 +32,10 @@ options:
     description: Whether the repositories are listed, so that a version can be chosen.
     type: bool
     default: false
+  headers:
+    description: Whether package lists are fresh, so that missing headers of the kernel can be named already.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Reads only.
@@ -216,6 +220,7 @@ def main() -> None:
             "facts": {"type": "dict"},
             "wishes": {"type": "dict"},
             "resolve": {"type": "bool", "default": False},
+            "headers": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

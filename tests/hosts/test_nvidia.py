@@ -65,23 +65,6 @@ class Hosts:
         print(done.stdout, done.stderr)
         return done.returncode, done.stdout
 
-    def give_card(self, host: str) -> None:
-        """A card without a driver, on the host's PCI bus."""
-        words = [sys.executable, "-m", "tests.lab", "hardware", "--project", NAME, host, "1 x 4090"]
-        subprocess.run([*words, "--driver", "none"], cwd=PROJECT, check=True)
-
-    def probe(self, host: str) -> dict[str, Any]:
-        """What a host is, by the module that a plan is made from."""
-        words = [Path(sys.executable).with_name("ansible"), "-i", self.folder / "hosts.ini", "--become", host]
-        words += ["-m", "dsprov.appliance.probe", "--one-line"]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
-        environment["ANSIBLE_COLLECTIONS_PATH"] = str(PROJECT / "cli")
-        done = subprocess.run(
-            list(map(str, words)), capture_output=True, text=True, check=True, env=environment
-        )
-        facts: dict[str, Any] = json.loads(done.stdout.partition("=>")[2])["facts"]
-        return facts
-
     def versions(self, host: str) -> dict[str, str]:
         rows = self.sh(
             host, "dpkg-query -W -f '${Package} ${Version}\\n' '*nvidia*' libcuda1 2>/dev/null || true"
@@ -130,56 +113,6 @@ def test_a_repository_of_somebody_else_s_key_is_not_listed(hosts: Hosts) -> None
     assert "holds the key" in said
     assert hosts.sh("deb", "ls /etc/apt/keyrings") == ""
     assert "nvidia" not in hosts.sh("deb", "ls /etc/apt/sources.list.d /etc/apt/preferences.d")
-
-
-def test_headers_that_nobody_has_are_named_and_nothing_is_installed(hosts: Hosts) -> None:
-    """A container runs its host's kernel, of which no repository of its own knows."""
-    hosts.give_card("deb")
-    kernel = hosts.sh("deb", "uname -r").strip()
-    code, said = hosts.run("deb")
-    assert code != 0
-    assert f"the headers of the running kernel {kernel} are missing" in said
-    assert hosts.versions("deb") == {}
-
-
-def test_secure_boot_without_an_enrolled_key_stops_before_anything_changes(hosts: Hosts) -> None:
-    """Firmware that a container has not, laid over the kernel's own places; nouveau with it."""
-    hosts.give_card("deb")
-    hosts.sh(
-        "deb",
-        "mount -t tmpfs lab /sys/firmware && mkdir -p /sys/firmware/efi/efivars && "
-        "printf '\\006\\000\\000\\000\\001' > /sys/firmware/efi/efivars/SecureBoot-8be4df61; "
-        "mount -t tmpfs lab /sys/module && mkdir /sys/module/nouveau",
-    )
-    try:
-        seen = hosts.probe("deb")
-        assert (seen["secure_boot"], seen["nouveau"]) == (True, True)
-        code, said = hosts.run("deb")
-        assert code != 0
-        assert "Secure Boot is on and does not know the key" in said
-        assert hosts.versions("deb") == {}
-    finally:
-        hosts.sh("deb", "umount /sys/firmware /sys/module")
-    assert hosts.probe("deb")["secure_boot"] is None
-
-
-def test_half_of_somebody_s_driver_is_named_and_left_alone(hosts: Hosts) -> None:
-    hosts.sh(
-        "deb",
-        "mkdir -p /root/half/DEBIAN; cd /root; printf 'Package: nvidia-kernel-dkms\\nVersion: 535.1-1\\n"
-        "Architecture: amd64\\nMaintainer: lab\\nDescription: lab\\n' > half/DEBIAN/control; "
-        "printf '#!/bin/sh\\nexit 1\\n' > half/DEBIAN/postinst; chmod 755 half/DEBIAN/postinst; "
-        "dpkg-deb --build half >/dev/null; dpkg --install half.deb >/dev/null 2>&1 || true",
-    )
-    try:
-        code, said = hosts.run("deb", nvidia_driver_bake=True, nvidia_driver_facts={})
-        assert code != 0
-        assert "half installed: nvidia-kernel-dkms" in said
-        assert "half-configured" in hosts.sh(
-            "deb", "dpkg-query -W -f '${db:Status-Status}' nvidia-kernel-dkms"
-        )
-    finally:
-        hosts.sh("deb", "dpkg --purge --force-remove-reinstreq nvidia-kernel-dkms")
 
 
 def test_nvidia_s_repository(hosts: Hosts) -> None:

@@ -8,22 +8,33 @@ from typing import Any
 
 import pytest
 
-BUILT, TRIED = "deb12", ("open12", "deb13")
+# By host: DKMS's name of the modules, and the licence that they name themselves.
+BUILT = {"deb12": ("nvidia-current", "NVIDIA"), "open12": ("nvidia-current-open", "Dual MIT/GPL")}
+PREFERENCES, UPGRADES = "/etc/apt/preferences.d/dsprov-nvidia", "/etc/apt/apt.conf.d/51dsprov-nvidia"
 
 
 @pytest.fixture
 def baked(host: Any) -> Any:
-    """The host whose driver builds."""
-    if name(host) != BUILT:
-        # The driver of one host builds; the tests of the others are those with `tried`.
+    """A host whose driver builds."""
+    if name(host) not in BUILT:
+        # Its tests are those with `tried`.
         pytest.skip("here its modules do not build")
+    return host
+
+
+@pytest.fixture
+def updated(host: Any) -> Any:
+    """The host whose driver is older than what the archive offers of its parts."""
+    if name(host) != "open12":
+        # Without anything newer on offer nobody has to be kept from taking it.
+        pytest.skip("here the archive has nothing newer")
     return host
 
 
 @pytest.fixture
 def tried(host: Any) -> Any:
     """A host whose driver does not build."""
-    if name(host) not in TRIED:
+    if name(host) in BUILT:
         # Its tests are those with `baked`.
         pytest.skip("here its modules build")
     return host
@@ -38,17 +49,33 @@ def receipt(host: Any) -> dict[str, Any]:
     return made
 
 
-def test_modules_are_built_for_the_kernel_of_the_headers(baked: Any) -> None:
-    made = receipt(baked)
+def test_modules_are_built_for_the_kernel_of_the_image(baked: Any) -> None:
+    """Real ones: of the version, for the one kernel, under the licence of their kind."""
+    made, (module, licence) = receipt(baked), BUILT[name(baked)]
     assert made["state"] == "installed"
     with baked.sudo():
-        status = baked.check_output("dkms status")
+        status = baked.check_output("dkms status").splitlines()
         built = baked.check_output("find /lib/modules -name 'nvidia*.ko*'").split()
-    assert f"nvidia-current/{made['version']}" in status
-    assert status.rstrip().endswith("installed")
+    (line,) = [row for row in status if row.startswith(f"{module}/{made['version']}, ")]
+    assert line.endswith(": installed")
+    kernel = line.split(", ")[1]
     assert len(built) >= 4
-    info = baked.check_output("/sbin/modinfo %s", next(path for path in built if "uvm" not in path))
-    assert made["version"] in info
+    assert all(path.startswith(f"/lib/modules/{kernel}/") for path in built)
+    (main,) = [path for path in built if re.search(r"/nvidia-current(-open)?\.ko", path)]
+    info = dict(row.split(":", 1) for row in baked.check_output("/sbin/modinfo %s", main).splitlines())
+    assert info["version"].strip() == made["version"]
+    assert info["license"].strip() == licence
+    assert info["vermagic"].split()[0] == kernel
+
+
+def test_the_image_boots_the_kernel_that_they_are_for(updated: Any) -> None:
+    """Its own, although the archive has the headers of a newer one; the initial file system was made anew."""
+    (image,) = updated.check_output("ls /boot").split("vmlinuz-")[1:]
+    kernel = image.split()[0]
+    with updated.sudo():
+        assert updated.check_output("find /lib/modules -name 'nvidia*.ko*'").count(kernel) >= 4
+        listed = updated.check_output("lsinitramfs /boot/initrd.img-%s", kernel)
+    assert "etc/modprobe.d/dsprov-nvidia.conf" in listed
 
 
 def test_every_part_is_of_one_version(baked: Any) -> None:
@@ -78,19 +105,35 @@ def test_the_kernel_s_own_driver_stays_off(baked: Any) -> None:
     assert baked.service("nvidia-persistenced").is_enabled
 
 
-def test_unattended_upgrades_refuse_to_touch_it(baked: Any) -> None:
-    """The tool itself, with every origin allowed: our list is what it reads, beside the hold."""
-    with baked.sudo():
-        baked.check_output(
+def would_upgrade(host: Any) -> set[str]:
+    """Parts of a driver that the real program would exchange, every origin allowed."""
+    done = host.run("unattended-upgrade --dry-run --debug")
+    assert done.rc == 0, done.stderr
+    words = done.stdout + done.stderr
+    assert "Packages that will be upgraded:" in words, words[-2000:]
+    (line,) = re.findall(r"Packages that will be upgraded:(.*)", words)
+    return {one for one in line.split() if "nvidia" in one or "libcuda" in one}
+
+
+def test_unattended_upgrades_refuse_to_touch_it(updated: Any) -> None:
+    """A security update of half its parts is on offer, and our list alone keeps it away."""
+    held = " ".join(receipt(updated)["held"])
+    with updated.sudo():
+        updated.check_output(
             "apt-get -qq --yes --no-install-recommends install unattended-upgrades >/dev/null 2>&1; "
             "echo 'Unattended-Upgrade::Origins-Pattern { \"origin=*\"; };' > /etc/apt/apt.conf.d/52lab"
         )
-        said = baked.run("unattended-upgrade --dry-run --debug")
-    assert said.rc == 0, said.stderr
-    words = said.stdout + said.stderr
-    assert re.search(r"blacklist: .*\bnvidia-", words), words[-2000:]
-    upgraded = [line for line in words.splitlines() if line.startswith("Packages that will be upgraded:")]
-    assert not [line for line in upgraded if "nvidia" in line or "libcuda" in line]
+        assert would_upgrade(updated) == set()
+        try:
+            updated.check_output(f"apt-mark unhold {held}; mv {PREFERENCES} /root/")
+            assert would_upgrade(updated) == set()
+            updated.check_output(f"mv {UPGRADES} /root/")
+            assert "libcuda1" in would_upgrade(updated), "what the list keeps away"
+        finally:
+            updated.check_output(
+                f"mv -f /root/dsprov-nvidia {PREFERENCES}; mv -f /root/51dsprov-nvidia {UPGRADES}; "
+                f"apt-mark hold {held}; rm /etc/apt/apt.conf.d/52lab"
+            )
 
 
 def test_what_does_not_build_leaves_nothing_behind(tried: Any) -> None:
@@ -100,11 +143,15 @@ def test_what_does_not_build_leaves_nothing_behind(tried: Any) -> None:
     assert not [line for line in listed.splitlines() if "not-installed" not in line and line.strip()]
     for path in (
         "/var/lib/dsprov/nvidia/driver.json",
-        "/etc/apt/preferences.d/dsprov-nvidia",
+        PREFERENCES,
         "/etc/modprobe.d/dsprov-nvidia.conf",
-        "/etc/apt/apt.conf.d/51dsprov-nvidia",
+        UPGRADES,
     ):
         assert not tried.file(path).exists, path
     with tried.sudo():
         # Without dkms on the host nothing is built by it.
         assert "nvidia" not in tried.check_output("dkms status 2>/dev/null || true")
+        left = tried.check_output(
+            "find /usr/src /var/lib/dkms -maxdepth 1 -name '*nvidia*' 2>/dev/null || true"
+        )
+    assert left == ""

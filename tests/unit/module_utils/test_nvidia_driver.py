@@ -252,7 +252,7 @@ BOOKWORM = {
     "nvidia-modprobe": ["535.309.01-0+deb12u1", "535.161.07-1~deb12u1"],
     "dkms": ["3.0.10-8+deb12u1"],
     "linux-headers-amd64": ["6.1.192-2", "6.1.176-1"],
-    f"linux-headers-{KERNEL}": ["6.1.192-2"],
+    f"linux-headers-{KERNEL}": ["6.1.176-1"],
 }
 
 
@@ -309,9 +309,61 @@ def test_missing_headers_are_named_before_anything_changes() -> None:
     assert codes(made) == ["kernel-headers"]
     assert kernel in made.problems[0]["message"]["en"]
     assert codes(resolve(decide(facts(), **wishes), available, True, kernel, **wishes)) == []
-    baked = resolve(decide(facts(), bake=True, **wishes), available, kernel=kernel, bake=True, **wishes)
-    assert codes(baked) == []
-    assert "linux-headers-amd64" in baked.install
+
+
+def test_an_image_is_built_for_the_kernel_that_it_will_boot() -> None:
+    """The newest one that lies in it; where none does yet, the distribution's newest."""
+    wishes: dict[str, Any] = {"source": "distribution", "flavour": "open", "bake": True}
+    releases = ["6.1.0-47-amd64", "6.1.0-100-amd64", "6.1.0-99-amd64", "6.1.0-101-amd64"]
+    rows = [{"release": one, "headers": True, "image": one != "6.1.0-101-amd64"} for one in releases]
+    kernel = rules.kernel_to_build_for({"kernel": "6.18.44", "kernels": rows}, Wishes(**wishes))
+    assert kernel == "6.1.0-100-amd64"
+    available = {**BOOKWORM, "linux-headers-6.1.0-100-amd64": ["6.1.176-1"]}
+    made = resolve(decide(facts(), **wishes), available, kernel=kernel, **wishes)
+    assert codes(made) == [], "its name tells nothing of 6.1.176, its headers do"
+    assert "linux-headers-6.1.0-100-amd64" in made.install
+    assert "linux-headers-amd64" not in made.install
+    available["linux-headers-6.1.0-100-amd64"] = ["6.1.187-1"]
+    assert codes(resolve(decide(facts(), **wishes), available, kernel=kernel, **wishes)) == ["driver-kernel"]
+    del available["linux-headers-6.1.0-100-amd64"]
+    assert codes(resolve(decide(facts(), **wishes), available, kernel=kernel, **wishes)) == ["kernel-headers"]
+    empty = rules.kernel_to_build_for({"kernel": "6.18.44", "kernels": rows[-1:]}, Wishes(**wishes))
+    assert empty == ""
+    wishes["flavour"] = "proprietary"
+    made = resolve(decide(facts(), **wishes), BOOKWORM, kernel=empty, **wishes)
+    assert codes(made) == []
+    assert "linux-headers-amd64" in made.install
+    assert rules.kernel_to_build_for({"kernel": "6.18.44", "kernels": rows}, Wishes()) == "6.18.44"
+
+
+SEEN = [
+    # what apt has of the running kernel's headers and of any, whether they are there -> what is said
+    ([], ["6.1.192-2"], False, ["kernel-headers"]),
+    (["6.1.176-1"], ["6.1.192-2"], False, []),
+    ([], ["6.1.192-2"], True, []),
+    ([], [], False, []),
+]
+
+
+@pytest.mark.parametrize(("own", "newest", "there", "says"), SEEN)
+def test_missing_headers_are_named_before_any_repository_is_listed(
+    own: list[str], newest: list[str], there: bool, says: list[str]
+) -> None:
+    made, row = decide(facts()), TABLE["rows"]["debian-nvidia-12"]
+    seen = look(kernels=[{"release": KERNEL, "headers": there, "image": True}])
+    names = rules.headers_asked(made, seen, KERNEL, row)
+    assert bool(names) is not there
+    if names:
+        available = dict(zip(names, (own, newest), strict=True))
+        assert [one["code"] for one in rules.missing_headers(KERNEL, names, available, problems())] == says
+
+
+def test_what_is_not_built_wants_no_headers() -> None:
+    signed = decide(facts("ubuntu 24.04", secure_boot=True))
+    row = TABLE["rows"][signed.row]
+    assert rules.headers_asked(signed, look(kernels=[]), KERNEL, row) == []
+    baked = decide(facts(gpu=None), bake=True)
+    assert rules.headers_asked(baked, look(kernels=[]), "", TABLE["rows"][baked.row]) == []
 
 
 TRIXIE = {
@@ -322,14 +374,15 @@ TRIXIE = {
     "nvidia-modprobe": ["570.133.07-1"],
     "dkms": ["3.2.2-1~deb13u1"],
 }
-KERNELS = [("6.12.117+deb13-amd64", True), ("6.12.118+deb13-amd64", True), ("6.13.0-amd64", True),
-           ("6.12.107+deb13-amd64", False), ("6.1.0-50-amd64", False)]  # fmt: skip
+KERNELS = [("6.12.107+deb13-amd64", True), ("6.12.117+deb13-amd64", True), ("7.3.4+deb13-amd64", True),
+           ("6.12.94+deb13-amd64", False), ("6.1.0-50-amd64", False)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kernel", "fails"), KERNELS)
 def test_a_driver_that_is_known_not_to_build(kernel: str, fails: bool) -> None:
     wishes = {"source": "distribution"}
-    available = {**TRIXIE, f"linux-headers-{kernel}": ["1"], "linux-headers-amd64": ["6.12.117-1"]}
+    headers = {f"linux-headers-{kernel}": [f"{kernel.partition('+')[0]}-1"]}
+    available = {**TRIXIE, **headers, "linux-headers-amd64": ["6.12.117-1"]}
     made = resolve(decide(facts("debian 13"), **wishes), available, kernel=kernel, **wishes)
     assert codes(made) == (["driver-kernel"] if fails else [])
     assert (
@@ -339,17 +392,37 @@ def test_a_driver_that_is_known_not_to_build(kernel: str, fails: bool) -> None:
 
 
 def test_an_update_of_the_kernel_can_end_a_driver() -> None:
-    """Debian 12's open modules built for its kernels up to 6.1.176."""
+    """Debian 12's open modules build for its kernels up to 6.1.176."""
     wishes: dict[str, Any] = {"source": "distribution", "flavour": "open", "bake": True}
     old = {**BOOKWORM, "linux-headers-amd64": ["6.1.176-1"]}
-    assert codes(resolve(decide(facts(), **wishes), old, **wishes)) == []
-    assert codes(resolve(decide(facts(), **wishes), BOOKWORM, **wishes)) == ["driver-kernel"]
+    assert codes(resolve(decide(facts(), **wishes), old, kernel="", **wishes)) == []
+    made = resolve(decide(facts(), **wishes), BOOKWORM, kernel="", **wishes)
+    assert codes(made) == ["driver-kernel"]
+    assert "6.1.192" in made.problems[0]["message"]["en"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "has"),
+    [("6.1.176", False), ("6.1.187", True), ("6.1.192", True), ("6.5.13", False), ("6.12.95", False),
+     ("6.12.107", True), ("6.18.0", True), ("7.0.1", True), ("5.10.250", False)],
+)  # fmt: skip
+def test_a_change_comes_to_each_series_of_kernels_by_itself(kernel: str, has: bool) -> None:
+    assert rules.is_from(kernel, ["6.1.187", "6.12.107"]) is has
+
+
+def test_what_one_distribution_s_driver_cannot_is_nothing_to_another_s() -> None:
+    """Ubuntu patches its own of the same version."""
+    wishes: dict[str, Any] = {"branch": 535, "flavour": "open"}
+    made = decide(facts("ubuntu 24.04"), **wishes)
+    kernel = "6.14.0-37-generic"
+    available = {name: ["535.261.03-0ubuntu0.24.04.1"] for name in rules.asked(made, TABLE, kernel)}
+    assert codes(resolve(made, available, kernel=kernel, **wishes)) == []
 
 
 def test_an_image_is_asked_by_the_headers_that_it_gets() -> None:
     wishes: dict[str, Any] = {"source": "distribution", "bake": True}
     available = {**TRIXIE, "linux-headers-amd64": ["6.12.117-1", "6.12.107-1"]}
-    made = resolve(decide(facts("debian 13"), **wishes), available, kernel="5.10.0", **wishes)
+    made = resolve(decide(facts("debian 13"), **wishes), available, kernel="", **wishes)
     assert codes(made) == ["driver-kernel"]
     assert "6.12.117" in made.problems[0]["message"]["en"]
 
