@@ -8,10 +8,25 @@ import html.parser
 import json
 import re
 import urllib.parse
+from typing import NamedTuple
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import wire
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
+
+
+class Link(NamedTuple):
+    """A file of a project.
+
+    Attributes:
+        url: its address.
+        sha256: its digest; None where the page does not say it.
+        bytes: its size; 0 where the page does not say it, as HTML never does.
+    """
+
+    url: str
+    sha256: str | None
+    bytes: int = 0
 
 
 class _Anchors(html.parser.HTMLParser):
@@ -37,14 +52,16 @@ class _Anchors(html.parser.HTMLParser):
             self._href = None
 
 
-def links_of_simple_page(page: bytes, content_type: str, page_url: str) -> dict[str, tuple[str, str | None]]:
-    """Read a project's page of a Python index (PEP 691 JSON, PEP 503 HTML): file name -> (URL, sha256)."""
-    found: dict[str, tuple[str, str | None]] = {}
+def links_of_simple_page(page: bytes, content_type: str, page_url: str) -> dict[str, Link]:
+    """Read a project's page of a Python index (PEP 691 and 700 JSON, PEP 503 HTML): file name -> link."""
+    found: dict[str, Link] = {}
     if "json" in content_type:
         for row in json.loads(page)["files"]:
-            found[row["filename"]] = (
+            size = row.get("size")
+            found[row["filename"]] = Link(
                 urllib.parse.urljoin(page_url, row["url"]),
                 row.get("hashes", {}).get("sha256"),
+                size if isinstance(size, int) else 0,
             )
         return found
     parser = _Anchors()
@@ -53,7 +70,7 @@ def links_of_simple_page(page: bytes, content_type: str, page_url: str) -> dict[
         url, _, fragment = urllib.parse.urljoin(page_url, href).partition("#")
         kind, _, digest = fragment.partition("=")
         name = text or urllib.parse.unquote(url.rsplit("/", 1)[-1])
-        found[name] = (url, digest if kind == "sha256" else None)
+        found[name] = Link(url, digest if kind == "sha256" else None)
     return found
 
 
@@ -78,9 +95,9 @@ def find_in_index(source: str, index: str, sha256: str, connect_timeout: float, 
         line.close()
     if filename not in links:
         raise wire.SourceError(f"{wire.shown(page_url)} has no {filename}")
-    url, digest = links[filename]
-    if digest and digest.lower() != sha256:
+    link = links[filename]
+    if link.sha256 and link.sha256.lower() != sha256:
         raise wire.SourceError(
-            f"{wire.shown(page_url)} lists {filename} with sha256 {digest}, wanted {sha256}"
+            f"{wire.shown(page_url)} lists {filename} with sha256 {link.sha256}, wanted {sha256}"
         )
-    return url
+    return link.url

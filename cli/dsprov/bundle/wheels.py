@@ -13,6 +13,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from ansible_collections.dsprov.appliance.plugins.module_utils import wire
 from ansible_collections.dsprov.appliance.plugins.module_utils.simple_index import (
     SIMPLE_JSON,
+    Link,
     links_of_simple_page,
 )
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import requirements as lists
@@ -58,26 +59,26 @@ def _choose(
     project = re.sub(r"[-_.]+", "-", requirement.name).lower()
     page = f"{index.rstrip('/')}/{project}/"
     fitting = [
-        (rank, name, digest)
-        for name, (_url, digest) in _links(page).items()
-        if digest in digests and (rank := _rank(name, ranks)) is not None
+        (rank, name, link)
+        for name, link in _links(page).items()
+        if link.sha256 in digests and (rank := _rank(name, ranks)) is not None
     ]
     if not fitting:
         detail = f"{wire.shown(page)} has no file for Python {python} among the digests of the requirements"
         raise problems().error("bundle-source", name=str(requirement), detail=detail)
-    _, name, digest = min(fitting)
+    _, name, link = min(fitting)
     return Wanted(
         path=f"wheels/{project}/{name}",
         name=name,
-        sha256=str(digest),
-        bytes=0,
+        sha256=str(link.sha256),
+        bytes=link.bytes,
         sources=(f"pypi:{project}/{name}",),
         index=index,
     )
 
 
-def _links(page: str) -> dict[str, tuple[str, str | None]]:
-    """The files of a project's page: name to address and digest."""
+def _links(page: str) -> dict[str, Link]:
+    """The files of a project's page by name."""
     line = wire.Line(wire.Route(page, {}), _TIMEOUT, _TIMEOUT)
     try:
         answer = line.get({"Accept": f"{SIMPLE_JSON}, text/html;q=0.5"})

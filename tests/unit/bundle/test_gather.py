@@ -33,6 +33,8 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content: dict[str, bytes] = {}
+        # What content is said to be, where that matters.
+        self.kinds: dict[str, str] = {}
         self.token = ""
         self.seen: list[str] = []
 
@@ -63,6 +65,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes, challenge: str = "") -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        if kind := self.server.kinds.get(self.path):
+            self.send_header("Content-Type", kind)
         if challenge:
             self.send_header("WWW-Authenticate", challenge)
         self.end_headers()
@@ -262,6 +266,22 @@ def test_the_wheel_that_suits_best(server: Server, python: str, left_out: int, c
     (one,) = wheels.wanted(requirements, python, "x86_64", f"http://{server.place}/simple")
     assert one.name == NAMES[chosen]
     assert one.path == f"wheels/thing/{NAMES[chosen]}"
+
+
+def test_wheels_that_the_disk_has_no_room_for_are_not_begun(server: Server, folder: Path) -> None:
+    """The index says how large they are."""
+    digest = sha(b"wheel")
+    row = {"filename": NAMES[4], "url": "/f", "hashes": {"sha256": digest}, "size": 1 << 60}
+    server.content["/simple/thing/"] = json.dumps({"files": [row]}).encode()
+    server.kinds["/simple/thing/"] = "application/vnd.pypi.simple.v1+json"
+    line = f"thing==1.0 --hash=sha256:{digest}"
+    found = wheels.wanted(line, "3.11", "x86_64", f"http://{server.place}/simple")
+    assert [one.bytes for one in found] == [1 << 60]
+    server.seen.clear()
+    with pytest.raises(ProblemError) as caught:
+        Gathering(folder, found).run()
+    assert caught.value.problem["code"] == "bundle-space"
+    assert server.seen == []
 
 
 def test_no_wheel_suits(server: Server) -> None:

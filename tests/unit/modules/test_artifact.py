@@ -257,16 +257,21 @@ def test_file_source_and_missing_file(tmp_path: Path) -> None:
     assert [row["result"] for row in result["attempts"]][1] == "ok"
 
 
-@pytest.mark.parametrize("kind", ["html", "json"])
-def test_pypi_source(server: Server, tmp_path: Path, kind: str) -> None:
-    if kind == "html":
-        page = f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'
+@pytest.mark.parametrize(
+    ("said", "size"), [("html", 0), ({}, 0), ({"size": 7}, 7), ({"size": None}, 0), ({"size": "7"}, 0)]
+)
+def test_a_page_of_an_index(said: Any, size: int) -> None:
+    """By what its JSON says beside name, address and digest; HTML knows no more than these."""
+    if said == "html":
+        kind, page = "html", f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'
     else:
-        page = json.dumps(
-            {"files": [{"filename": "thing-1.whl", "url": "../../f/thing-1.whl", "hashes": {"sha256": SHA}}]}
-        )
+        row = {"filename": "thing-1.whl", "url": "../../f/thing-1.whl", "hashes": {"sha256": SHA}, **said}
+        kind, page = "json", json.dumps({"files": [row]})
     links = simple_index.links_of_simple_page(page.encode(), f"text/{kind}", "http://h/simple/the-thing/")
-    assert links == {"thing-1.whl": ("http://h/f/thing-1.whl", SHA)}
+    assert links == {"thing-1.whl": ("http://h/f/thing-1.whl", SHA, size)}
+
+
+def test_pypi_source(server: Server, tmp_path: Path) -> None:
     server.content["/simple/the-thing/"] = (
         f'<a href="../../f/thing-1.whl#sha256={SHA}">thing-1.whl</a>'.encode()
     )
