@@ -12,6 +12,8 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import Lay
 
 MODELS = "/var/lib/dsprov/models"
 LOOPBACK = "127.0.0.1"
+# Processes of one host find each other by sockets that anyone may speak to: Gloo's and NCCL's.
+WITHIN_HOST = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 VENV = "/opt/dsprov/{engine}/current/bin"
 # vLLM's port for its own processes on several hosts (its default).
 MASTER_PORT = 29500
@@ -143,7 +145,7 @@ def ollama_environment(
 def vllm_environment(
     nic: Mapping[str, Any] | None, several: bool, hopper_fp8: bool, cpu_cache: int = 0
 ) -> dict[str, str]:
-    """vLLM's environment: no hub at run time, and on several hosts the network that they talk over.
+    """vLLM's environment: no hub at run time, and the network that its processes talk over: on one host none.
 
     `cpu_cache`: GiB of memory for the cache of the CPU build; 0 for GPUs.
     """
@@ -153,21 +155,18 @@ def vllm_environment(
         settings |= {"VLLM_CPU_KVCACHE_SPACE": str(cpu_cache), "TORCH_COMPILE_DISABLE": "1"}
     if hopper_fp8:
         settings["VLLM_USE_FLASHINFER_MOE_FP8"] = "1"
-    if several and nic is not None:
+    if not several:
+        settings |= {**WITHIN_HOST, "VLLM_HOST_IP": LOOPBACK}
+    elif nic is not None:
         settings |= {"NCCL_SOCKET_IFNAME": nic["name"], "GLOO_SOCKET_IFNAME": nic["name"]}
         if nic.get("address"):
             settings["VLLM_HOST_IP"] = nic["address"]
     return settings
 
 
-def ktransformers_environment(devices: int) -> dict[str, str]:
+def ktransformers_environment() -> dict[str, str]:
     """SGLang's environment: no hub at run time, and processes of one host that talk over loopback."""
-    settings = {"HF_HUB_OFFLINE": "1"}
-    return (
-        settings | dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo")
-        if devices > 1
-        else settings
-    )
+    return {"HF_HUB_OFFLINE": "1", **WITHIN_HOST}
 
 
 def shared_nics(hosts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | None]:

@@ -160,7 +160,7 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
             )
         )
     sizes = sizes_by_card(situation, used, [fit.needed] * len(used))
-    environment = commands.ktransformers_environment(fit.devices)
+    environment = commands.ktransformers_environment()
     if len(used) < len(sizes):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index, size in enumerate(sizes) if size)
     layers = model["attention"]["layers"]
