@@ -38,3 +38,5 @@ def test_the_host_knows_what_it_is(host: Any) -> None:
 
 def test_ssh_alone_can_be_reached(host: Any) -> None:
     assert open_ports(host) == {22}
+    udp = [line.split()[3] for line in host.check_output("ss -Hlnu").splitlines()]
+    assert [one for one in udp if not one.startswith(("127.", "[::1]:"))] == []
