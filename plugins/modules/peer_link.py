@@ -83,9 +83,11 @@ links:
 import contextlib
 import hmac
 import os
+import signal
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -94,6 +96,8 @@ from ansible_collections.dsprov.appliance.plugins.module_utils import units
 
 BLOCK = 1 << 20
 COUNT = struct.Struct("!Q")
+# What a listener calls itself, so that the next run knows one that an earlier run left.
+LISTENER = "dsprov-link"
 
 
 class LinkError(Exception):
@@ -138,6 +142,8 @@ def leave_behind(listener: socket.socket, token: str, linger: float, callers: in
     null = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1, 2):
         os.dup2(null, handle)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(LISTENER, encoding="ascii")
     try:
         serve(listener, token, linger, callers)
     finally:
@@ -183,6 +189,26 @@ def measure(address: str, own: str, port: int, token: str, seconds: float, patie
     return round(total * 8 / took / 1e6, 1)
 
 
+def bind(listener: socket.socket, address: str, port: int, patience: float = 5.0) -> None:
+    """Take the port, from a listener of ours too: one of a run that failed, or of a call that ssh made twice.
+
+    Raises:
+        LinkError: somebody else has it.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return listener.bind((address, port))
+        except OSError as error:
+            pid, program = units.listener(port)
+            if program != LISTENER or time.monotonic() >= until:
+                who = f"{program} (process {pid}) has it; stop it" if pid else error.strerror or error
+                raise LinkError(f"cannot listen on {address} port {port}: {who}") from None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(0.1)
+
+
 def run(params: dict[str, Any]) -> dict[str, Any]:
     """What the module does."""
     own, port, token = params["address"], params["port"], params["token"]
@@ -190,12 +216,7 @@ def run(params: dict[str, Any]) -> dict[str, Any]:
         family = socket.AF_INET6 if ":" in own else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((own, port))
-        except OSError as error:
-            pid, program = units.listener(port)
-            who = f"{program} (process {pid}) has it; stop it" if pid else error.strerror or error
-            raise LinkError(f"cannot listen on {own} port {port}: {who}") from None
+        bind(listener, own, port)
         listener.listen(16)
         leave_behind(listener, token, params["linger"], len(params["peers"]))
         return {"links": []}

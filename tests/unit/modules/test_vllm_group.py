@@ -222,6 +222,17 @@ def test_who_has_the_port_is_named() -> None:
             peer_link.run(wanted)
 
 
+def test_a_listener_that_an_earlier_run_left_makes_way() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    wanted = {
+        "address": "127.0.0.1", "port": port, "listen": True, "linger": 60, "peers": ["127.0.0.1"],
+    }  # fmt: skip
+    peer_link.run({**wanted, "token": "a" * 32})
+    peer_link.run({**wanted, "token": WORD})
+    assert peer_link.measure("127.0.0.1", "127.0.0.1", port, WORD, 0.05, 5) > 0
+
+
 def test_an_address_of_somebody_else_is_refused() -> None:
     wanted = {"address": "192.0.2.1", "port": 1, "token": WORD, "listen": True, "linger": 1}
     with pytest.raises(peer_link.LinkError, match=r"cannot listen on 192.0.2.1"):
