@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.reach import open_ports
+from tests.lab.reach import address_of, open_ports
 
 UNIT = "dsprov-vllm.service"
 KEY = "/etc/dsprov/secrets/vllm-api-key"
@@ -69,8 +69,7 @@ def test_it_runs_exactly_the_plans_command(host: Any) -> None:
 def test_it_is_there_for_this_host_alone(host: Any) -> None:
     assert host.socket("tcp://127.0.0.1:11436").is_listening
     assert open_ports(host) == {22}
-    address = host.check_output("hostname -I").split()[0]
-    assert f" {address}:" not in host.check_output("ss -Hltn")
+    assert f" {address_of(host)}:" not in host.check_output("ss -Hltn")
 
 
 def test_an_answer_comes_to_those_with_the_key_alone(host: Any) -> None:
