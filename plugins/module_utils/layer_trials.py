@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.dsprov.appliance.plugins.module_utils import commands, sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Card, branch, floor_of
-from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem
+from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
 from ansible_collections.dsprov.appliance.plugins.module_utils.trials import (
     SLOW_ON_CPU,
     Situation,
@@ -125,7 +125,11 @@ def _layer_trial(situation: Situation, name: str, variant: Mapping[str, Any]) ->
         command=command,
     )
     if "toolkits" in situation.engine:
-        row["build"] = _build(situation.engine["toolkits"], used)
+        toolkits = situation.engine["toolkits"]
+        # One that the catalogue does not know is refused by the role cuda_toolkit.
+        wished = [one for one in toolkits if one["cuda"] == request.cuda_toolkit]
+        row["build"] = _build(wished or toolkits, used)
+        found += _newer_than_the_driver(wished, toolkits, used, problems)
     return Trial(name, tuple(found), row, fit.full)
 
 
@@ -149,6 +153,23 @@ def _build(toolkits: Sequence[Mapping[str, Any]], cards: Sequence[Card]) -> dict
         "cuda": (suits or knows or toolkits)[0]["cuda"],
         "compute_capabilities": [".".join(map(str, one)) for one in capabilities],
     }
+
+
+def _newer_than_the_driver(
+    wished: Sequence[Mapping[str, Any]],
+    toolkits: Sequence[Mapping[str, Any]],
+    cards: Sequence[Card],
+    problems: Problems,
+) -> list[Problem]:
+    """A toolkit that was asked for and whose programs the driver would not run."""
+    for row in wished:
+        for card in cards:
+            have = branch(card.driver)
+            if have is not None and have < row["driver"]:
+                others = ", ".join(one["cuda"] for one in toolkits if one["driver"] <= have) or "-"
+                words = {"cuda": row["cuda"], "floor": row["driver"], "found": card.driver}
+                return [problems.make("cuda-driver", **words, others=others)]
+    return []
 
 
 def _first(shards: Mapping[str, Any]) -> str:

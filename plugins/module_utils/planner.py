@@ -77,6 +77,8 @@ class Request:
     # `none` leaves drivers to their owner; what the role nvidia_driver is told beside that, as pairs.
     nvidia_driver: str = "auto"
     driver: tuple[tuple[str, Any], ...] = ()
+    # Release of the CUDA toolkit that an engine is built with, where somebody names one.
+    cuda_toolkit: str = ""
     # Whether somebody names the Python that an engine is installed with.
     own_python: bool = False
     # Ports that roles will listen on where they were moved, by the role variable that moved them.

@@ -33,7 +33,8 @@ BUNDLE = "bundle"
 DRIVER_VARIABLES = tuple(
     f"nvidia_driver_{name}" for name in ("source", "branch", "version", "flavour", "existing")
 )
-ROLE_VARIABLES = PORT_VARIABLES + PYTHON_VARIABLES + DRIVER_VARIABLES
+TOOLKIT_VARIABLE = "cuda_toolkit_version"
+ROLE_VARIABLES = (*PORT_VARIABLES, *PYTHON_VARIABLES, *DRIVER_VARIABLES, TOOLKIT_VARIABLE)
 
 
 def is_asked(key: str) -> bool:
@@ -88,4 +89,5 @@ def request_from(
         return None, [problems().make("variable-invalid", key="dsprov_model", detail=detail)]
     python = any(variables.get(key) for key in PYTHON_VARIABLES)
     own = {"dsprov_ports": ports, "dsprov_driver": tuple(driver), "dsprov_own_python": python}
-    return Request.from_variables({**values, **own}), []
+    toolkit = str(variables.get(TOOLKIT_VARIABLE) or "")
+    return Request.from_variables({**values, **own, "dsprov_cuda_toolkit": toolkit}), []

@@ -199,6 +199,20 @@ def test_cards_and_drivers_that_an_engine_cannot_use_are_refused_by_name(
     assert lab.fingerprint("t12") == before
 
 
+def test_a_toolkit_that_is_newer_than_the_driver_is_refused_and_an_older_one_is_not(lab: Lab) -> None:
+    imitate("1 x 4090", "--driver", "570.86.15")
+    before = lab.fingerprint("t12")
+    words = ("--tier", "demo", "-i", lab.inventory, "--limit", "t12", "-e", "dsprov_engine=llama_cpp")
+    run = dsprov("install", *words, "-e", "cuda_toolkit_version=13.0")
+    assert run.code == 3
+    assert "cuda_toolkit_version 13.0 is newer than the driver: it wants NVIDIA driver 580" in run.errors[0]
+    assert "this host has 570.86.15" in run.errors[0]
+    assert lab.fingerprint("t12") == before
+    planned = dsprov("plan", *words, "--json")
+    assert planned.code == 0
+    assert planned.document["hosts"][0]["build"]["cuda"] == "12.8"
+
+
 def test_a_probe_is_quick(lab: Lab) -> None:
     """Under 2 s a host with all its cards, Ansible's own start included."""
     imitate("8 x H20")

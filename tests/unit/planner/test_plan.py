@@ -886,3 +886,23 @@ def test_an_engine_of_one_host_does_not_take_two() -> None:
 def test_what_is_built_suits_cards_and_driver(gpus: list[dict[str, Any]], build: dict[str, Any]) -> None:
     made = make("demo", machine(gpus=gpus), engine="llama_cpp")
     assert made["hosts"][0]["build"] == build
+
+
+def test_a_toolkit_that_is_asked_for_is_taken_or_refused() -> None:
+    def asked(host: dict[str, Any], engine: str, toolkit: Any) -> dict[str, Any]:
+        wishes = {"dsprov_engine": engine, "cuda_toolkit_version": toolkit}
+        request, _found = request_from({**tier_variables("demo"), **wishes})
+        assert request is not None
+        return plan({"schema": 1, "hosts": {"gpu01": host}}, request, catalogue())
+
+    old = machine(gpus=cards(2, compute_capability="8.9", driver_version="570.86.15"))
+    made = asked(old, "llama_cpp", 13.0)  # as YAML reads it without quotes
+    assert codes(made) == ["cuda-driver"]
+    (trouble,) = made["problems"]
+    assert all(word in trouble["message"]["en"] for word in ("13.0", "580", "570.86.15"))
+    assert "12.8" in trouble["remedy"]["en"]
+    assert asked(old, "ollama", "13.0")["ok"], "Ollama is not built here"
+    new = machine(gpus=cards(2, compute_capability="8.9", driver_version="580.95.05"))
+    made = asked(new, "llama_cpp", "12.8")
+    assert made["ok"]
+    assert made["hosts"][0]["build"]["cuda"] == "12.8"
