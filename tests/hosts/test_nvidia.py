@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.lab import apt
 from tests.lab.nvidia import PARTLY, WHOLE
 
 from .conftest import LAB, PROJECT
@@ -48,22 +49,27 @@ class Hosts:
         assert done.returncode == 0, f"{script}: {done.stderr}"
         return done.stdout
 
-    def run(self, host: str, **variables: Any) -> tuple[int, str]:
-        """The role on one host: its exit status and what it said."""
-        words = [
-            Path(sys.executable).with_name("ansible-playbook"),
-            "-i",
-            self.folder / "hosts.ini",
-            self.play,
-        ]
-        words += ["-e", json.dumps({"target": host, **variables})]
+    def ansible(self, program: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Ansible as this checkout has it."""
+        command = [Path(sys.executable).with_name(program), "-i", self.folder / "hosts.ini", *words]
         environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
         environment["ANSIBLE_COLLECTIONS_PATH"] = str(PROJECT / "cli")
         done = subprocess.run(
-            list(map(str, words)), capture_output=True, text=True, check=False, env=environment
+            list(map(str, command)), capture_output=True, text=True, check=False, env=environment
         )
         print(done.stdout, done.stderr)
+        return done
+
+    def run(self, host: str, **variables: Any) -> tuple[int, str]:
+        """The role on one host: its exit status and what it said."""
+        done = self.ansible("ansible-playbook", self.play, "-e", json.dumps({"target": host, **variables}))
         return done.returncode, done.stdout
+
+    def module(self, host: str, name: str, **arguments: Any) -> tuple[int, dict[str, Any]]:
+        """One of the collection's modules on one host: Ansible's exit status and the module's result."""
+        wish = ["-m", f"dsprov.appliance.{name}", "-a", json.dumps(arguments), "--one-line"]
+        done = self.ansible("ansible", "--become", host, *wish)
+        return done.returncode, json.loads(done.stdout.partition("=>")[2])
 
     def versions(self, host: str) -> dict[str, str]:
         rows = self.sh(
@@ -153,6 +159,60 @@ def test_unattended_upgrades_refuse_to_touch_it(hosts: Hosts) -> None:
     assert "libcuda1" not in hosts.sh("deb", look)
     hosts.sh("deb", "mv /etc/apt/apt.conf.d/51dsprov-nvidia /root/")
     assert "libcuda1" in hosts.sh("deb", look), "what the list keeps away"
+
+
+# A kernel module of a few lines. What it calls may be in no kernel, as with a driver that is too old for one.
+SOURCE = """
+#include <linux/module.h>
+static int __init lab_init(void) { @CALL@ return 0; }
+static void __exit lab_exit(void) {}
+module_init(lab_init); module_exit(lab_exit);
+MODULE_LICENSE("GPL"); MODULE_VERSION("@VERSION@");
+"""
+CONF = """PACKAGE_NAME="lab-module"
+PACKAGE_VERSION="@VERSION@"
+BUILT_MODULE_NAME[0]="lab_module"
+DEST_MODULE_LOCATION[0]="/updates/dkms"
+MAKE[0]="make -C ${kernel_source_dir} M=${dkms_tree}/lab-module/@VERSION@/build modules"
+CLEAN="true"
+"""
+
+
+def module(folder: Path, version: str, call: str) -> Path:
+    """A package with that module's sources."""
+    texts = {"lab_module.c": SOURCE, "dkms.conf": CONF, "Makefile": "obj-m := lab_module.o\n"}
+    files = {
+        f"/usr/src/lab-module-{version}/{name}": text.replace("@VERSION@", version)
+        .replace("@CALL@", call)
+        .encode()
+        for name, text in texts.items()
+    }
+    return apt.build(apt.Package("lab-module", version, files), folder)
+
+
+def test_modules_are_built_by_dkms_and_one_that_does_not_build_is_named(hosts: Hosts, tmp_path: Path) -> None:
+    """Real headers, compiler and DKMS; the driver's own modules take minutes (scenario nvidia_driver)."""
+
+    def build(version: str, call: str) -> tuple[int, dict[str, Any]]:
+        deb = module(tmp_path, version, call)
+        copied = ["docker", "cp", str(deb), f"dsprov-lab-{NAME}-deb:/root/module.deb"]
+        subprocess.run(copied, check=True, capture_output=True)
+        hosts.sh("deb", "dpkg --install /root/module.deb")
+        return hosts.module("deb", "dkms", packages=["lab-module"])
+
+    (kernel,) = hosts.sh("deb", "ls /lib/modules | grep -- -amd64").split()
+    code, said = build("1.0", "")
+    assert (code, said["built"]) == (0, [f"lab-module/1.0 {kernel}"])
+    (path,) = hosts.sh("deb", "find /lib/modules -name 'lab_module.ko*'").split()
+    assert hosts.sh("deb", f"/sbin/modinfo -F vermagic {path}").split()[0] == kernel
+    assert hosts.sh("deb", f"/sbin/modinfo -F version {path}").strip() == "1.0"
+    code, said = build("1.0", "")
+    assert (code, said["changed"]) == (0, False)
+    code, said = build("2.0", "no_kernel_has_this();")
+    assert code != 0
+    assert said["kernel"] == kernel
+    assert "no_kernel_has_this" in said["error"]
+    assert f"lab-module/2.0 does not build for kernel {kernel}" in said["msg"]
 
 
 @pytest.mark.parametrize("name", list(UBUNTU))
