@@ -466,10 +466,16 @@ class Look:
         if self.exe != f"{build.path}/bin/{command[0]}":
             raise RefusalError(f"{name} runs {self.exe}, not the build {build.path}; restart it")
 
+    def _exec_start(self) -> str:
+        """The wanted command with its program's path; nothing where none is wanted, as when it is removed."""
+        if not self.params["command"]:
+            return ""
+        program, *words = self.params["command"]
+        return units.exec_line([f"{self.prefix}/current/bin/{program}", *words])
+
     def row(self) -> dict[str, Any]:
         """As the module returns it."""
         groups = units.read(Path("/etc/group"))
-        program = f"{self.prefix}/current/bin/{self.params['command'][0]}"
         return {
             **self.software.row(),
             "present": self.software.present(),
@@ -481,7 +487,7 @@ class Look:
             "unit_text": units.read(Path(self.unit.path)) if self.unit.path else "",
             "texts": {path: units.read(Path(path)) for path in self.params["texts"]},
             "fell": units.cause(self.params["unit"]) if self.unit.failed or self.unit.restarts else "",
-            "exec_start": units.exec_line([program, *self.params["command"][1:]]),
+            "exec_start": self._exec_start(),
             "exe": self.exe,
             "process_digest": self.process.get(DIGEST, ""),
             "key_current": self.key_current(),

@@ -50,6 +50,11 @@ def whole(wanted: dict[str, Any]) -> Path:
     return folder
 
 
+def test_what_is_removed_needs_no_command(wanted: dict[str, Any]) -> None:
+    found = run_module("service_info", **{**wanted, "command": [], "purpose": "remove"})
+    assert found["exec_start"] == ""
+
+
 def test_a_bare_host(wanted: dict[str, Any]) -> None:
     found = run_module("service_info", **wanted)
     assert found["present"] is False
