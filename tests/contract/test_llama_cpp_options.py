@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-CUDA = {"version": "13.0.2", "path": "/opt/dsprov/cuda/13.0.2"}
+HOME = "/opt/dsprov/cuda/13.0.2"
+CUDA = {"version": "13.0.2", "path": HOME, "stubs": f"{HOME}/lib64/stubs"}
 # In a process of its own: Ansible's loader takes over how collections are imported.
 TEMPLATE = """
 import json, sys
@@ -96,6 +97,7 @@ def test_code_is_made_for_the_hosts_own_cards(made: dict[str, Any], case: str, a
     assert options["CMAKE_CUDA_ARCHITECTURES"] == architectures
     assert options["CMAKE_CUDA_COMPILER"] == "/opt/dsprov/cuda/13.0.2/bin/nvcc"
     assert options["CMAKE_INSTALL_RPATH"] == "$ORIGIN;/opt/dsprov/cuda/13.0.2/lib"
+    assert options["CMAKE_EXE_LINKER_FLAGS"] == f"-Wl,-rpath-link,{CUDA['stubs']}"
     assert (options["GGML_CUDA"], options["GGML_NATIVE"]) == ("ON", "ON")
 
 
