@@ -11,6 +11,7 @@ from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, ProblemError
+from ansible_collections.dsprov.appliance.plugins.module_utils.variables import PREFIX
 from ansible_collections.dsprov.appliance.plugins.plugin_utils import catalogue
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.controller_action import (
     ControllerAction,
@@ -50,9 +51,12 @@ class ActionModule(ControllerAction):
             try:
                 asked[key] = self._templar.template(raw)
             except AnsibleError as error:
-                found.append(self._invalid(key, raw, error))
+                # What a role takes is checked by the role's own specification.
+                if key.startswith(PREFIX):
+                    found.append(self._invalid(key, raw, error))
         origins = {key: origin for key, raw in given.items() if (origin := _origin(raw))}
-        _request, more = request_from(asked, origins)
+        ours = {key: value for key, value in asked.items() if key.startswith(PREFIX)}
+        _request, more = request_from(ours, origins)
         return asked, found + more
 
     def _role_problems(self, role: str, variables: Mapping[str, Any]) -> list[Problem]:
