@@ -66,7 +66,7 @@ SECURE_BOOT = r"""
 mount -t tmpfs lab /sys/firmware && mkdir -p /sys/firmware/efi/efivars &&
 printf '\006\000\000\000\001' > /sys/firmware/efi/efivars/SecureBoot-8be4df61
 """
-# A package of somebody else's that dpkg cannot configure.
+# A package of somebody else's that dpkg cannot configure: so that its install fails is the point.
 HALF = r"""
 mkdir -p /root/half/DEBIAN && cd /root/half/DEBIAN &&
 printf 'Package: nvidia-kernel-dkms\nVersion: 535.1-1\nArchitecture: amd64\n' > control &&
@@ -96,6 +96,7 @@ def settle(lab: Lab, host: str) -> None:
     """Wait until a host that begins again is up."""
     end = time.monotonic() + 300
     while time.monotonic() < end:
+        # It fails for every state but running, "degraded" among them: the word is what counts.
         state = lab.sh(host, "systemctl is-system-running 2>/dev/null || true", check=False)
         if state.strip() in ("running", "degraded"):
             return
