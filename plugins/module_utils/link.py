@@ -453,7 +453,7 @@ class Link:
     def _pour(self, response: http.client.HTTPResponse, claim: Claim, origin: int, end: int | None) -> None:
         """Write what an answer brings from `claim.at` on; `end` is where it should end."""
         at = claim.at
-        buffer = memoryview(bytearray(MOST_READ))
+        body, buffer = wire.Body(response), memoryview(bytearray(MOST_READ))
         while end is None or at < end:
             room = min(MOST_READ, (end if end is not None else NOWHERE) - at, claim.stop - at)
             if room <= 0:
@@ -465,7 +465,7 @@ class Link:
             if not self._live:
                 raise GoneError
             self._give_way()
-            count = wire.read_some(response, buffer[:room])
+            count = body.read(buffer[:room])
             if not count:
                 break
             at = self._store(claim, origin, buffer[:count], at)

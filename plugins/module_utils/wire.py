@@ -13,6 +13,7 @@ import contextlib
 import email.utils
 import functools
 import http.client
+import io
 import re
 import socket
 import ssl
@@ -135,22 +136,38 @@ def refuse(response: http.client.HTTPResponse) -> SourceError | None:
     )
 
 
-def read_some(response: http.client.HTTPResponse, into: memoryview) -> int:
-    """Read what is there of an answer, at most as much as `into` holds; return its bytes, 0 at the end.
+class Body:
+    """What an answer brings, as it comes: nothing that came is lost when the rest does not come.
 
-    Nothing that came is lost when the rest does not come; nothing is allocated for bodies of a known length.
+    Nothing is allocated for bodies of a known length.
     """
-    if response.chunked or response.length is None:
-        data = response.read1(len(into))
-        into[: len(data)] = data
-        return len(data)
-    if not response.length or response.fp is None:
-        return 0
-    count: int = response.fp.readinto1(into[: response.length])
-    response.length -= count
-    if not count:
-        response.close()
-    return count
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self._response = response
+        self._past_buffer = False
+
+    def read(self, into: memoryview) -> int:
+        """Read what is there, at most as much as `into` holds; return its bytes, 0 at the end."""
+        response = self._response
+        if response.chunked or response.length is None:
+            data = response.read1(len(into))
+            into[: len(data)] = data
+            return len(data)
+        if not response.length or response.fp is None:
+            return 0
+        room = into[: response.length]
+        if self._past_buffer:
+            count = response.fp.raw.readinto(room) or 0
+        else:
+            # What came with the headers lies in the reader's buffer. Asked for more than a buffer holds, the
+            # reader would wait for the network too, and drop what it has when nothing comes.
+            room = room[: io.DEFAULT_BUFFER_SIZE]
+            count = response.fp.readinto1(room)
+            self._past_buffer = count < len(room) or len(room) == io.DEFAULT_BUFFER_SIZE
+        response.length -= count
+        if not count:
+            response.close()
+        return count
 
 
 @functools.lru_cache(maxsize=1)

@@ -133,17 +133,25 @@ def _exactly(link: socket.socket, size: int) -> bytes:
 
 
 def leave_behind(listener: socket.socket, token: str, linger: float, callers: int) -> None:
-    """Serve in a process of its own, which holds on to nothing of ours."""
-    if os.fork():
+    """Serve in a process of its own, which holds on to nothing of ours; back when it is known by its name."""
+    named, name_it = os.pipe()
+    if child := os.fork():
+        os.close(name_it)
+        os.waitpid(child, 0)
+        os.read(named, 1)  # Its end: the next run would take a listener without the name for a stranger's.
+        os.close(named)
+        listener.close()
         return
     os.setsid()
     if os.fork():
         os._exit(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(LISTENER, encoding="ascii")
     null = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1, 2):
         os.dup2(null, handle)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(LISTENER, encoding="ascii")
+    os.close(named)
+    os.close(name_it)
     try:
         serve(listener, token, linger, callers)
     finally:
