@@ -115,10 +115,11 @@ def entered() -> set[str]:
     plays = load(ROOT / "playbooks" / "install.yml")
     rows = [row["role"] for play in plays for row in play.get("roles", [])]
     rows += [
-        task["ansible.builtin.include_role"]["name"]
+        task[how]["name"]
         for play in plays
-        for task in play.get("pre_tasks", [])
-        if "ansible.builtin.include_role" in task
+        for task in play.get("pre_tasks", []) + play.get("tasks", [])
+        for how in ("ansible.builtin.include_role", "ansible.builtin.import_role")
+        if how in task
     ]
     named = {str(row).rpartition(".")[2] for row in rows}
     engines = load(ROOT / "catalog" / "engines.yml")["engines"]
