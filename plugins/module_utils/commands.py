@@ -15,8 +15,33 @@ LOOPBACK = "127.0.0.1"
 # Processes of one host find each other by sockets that anyone may speak to: Gloo's and NCCL's.
 WITHIN_HOST = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 VENV = "/opt/dsprov/{engine}/current/bin"
-# vLLM's port for its own processes on several hosts (its default).
+# vLLM's port for its own processes on several hosts (its default); Ray's first one.
 MASTER_PORT = 29500
+# Ray would take any: fixed ones can be kept from everybody else. Its workers take those from the tenth on.
+RAY_PORTS = {
+    "node-manager": 29501,
+    "object-manager": 29502,
+    "runtime-env-agent": 29503,
+    "dashboard-agent-listen": 29504,
+    "dashboard-agent-grpc": 29505,
+    "metrics-export": 29506,
+    "min-worker": 29510,
+    "max-worker": 29599,
+}
+# Bytes of Ray's store for objects, a third of the memory by default; vLLM sends little by it.
+RAY_STORE = 256 * 1024**2
+
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Hosts may have taken other updates of the same Python.
+    "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
+    # Seconds for the others to come; the service starts anew after it.
+    "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "120",
+    # It would run the model at a low priority, and end it where memory is nearly full: the kernel does that,
+    # whose word for it is looked for.
+    "RAY_worker_niceness": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 
 
 def model_path(model: str, variant: str = "", files: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -74,10 +99,12 @@ def vllm_serve(
     reasoning: bool,
     eager: bool = False,
     node: tuple[int, int, str] | None = None,
+    ray: int = 0,
 ) -> list[str]:
     """vLLM's server; `node` is (rank, number of nodes, address of the first), for several hosts.
 
     `utilisation` is the share of each GPU, None on a CPU; `eager` compiles nothing, which wants a compiler.
+    `ray`: shares of the model that each host has, where Ray and not vLLM itself starts those of several.
     """
     words = ["vllm", "serve", path, "--served-model-name", model, "--host", LOOPBACK, "--port", str(port)]
     words += ["--tensor-parallel-size", str(fit.tensor), "--pipeline-parallel-size", str(fit.pipeline)]
@@ -93,6 +120,8 @@ def vllm_serve(
         words.append("--enable-expert-parallel")
     if reasoning:
         words += ["--reasoning-parser", "deepseek_r1"]
+    if node is not None and ray:
+        return [*_ray(node, ray), "--", *words, "--distributed-executor-backend", "ray"]
     if node is not None:
         rank, nodes, head = node
         words += ["--nnodes", str(nodes), "--node-rank", str(rank), "--master-addr", head]
@@ -100,6 +129,20 @@ def vllm_serve(
         if rank:
             words.append("--headless")
     return words
+
+
+def _ray(node: tuple[int, int, str], shares: int) -> list[str]:
+    """Ray on one of several hosts: as soon as all are there, the first of them runs what follows."""
+    rank, nodes, head = node
+    address = f"[{head}]" if ":" in head else head
+    words = ["ray", "symmetric-run", "--address", f"{address}:{MASTER_PORT}", "--min-nodes", str(nodes)]
+    # It starts a process for each CPU that it knows of; vLLM's ask for none.
+    words += ["--num-cpus", "1", "--num-gpus", str(shares), "--object-store-memory", str(RAY_STORE)]
+    for name, port in RAY_PORTS.items():
+        words += [f"--{name}-port", str(port)]
+    # No server for clients elsewhere, none that adds hosts, and no dashboard, which the first host has.
+    words += ["--ray-client-server-port", "0", "--no-monitor"]
+    return words if rank else [*words, "--include-dashboard", "false"]
 
 
 def ktransformers(
@@ -143,11 +186,11 @@ def ollama_environment(
 
 
 def vllm_environment(
-    nic: Mapping[str, Any] | None, several: bool, hopper_fp8: bool, cpu_cache: int = 0
+    nic: Mapping[str, Any] | None, several: bool, hopper_fp8: bool, cpu_cache: int = 0, ray: bool = False
 ) -> dict[str, str]:
     """vLLM's environment: no hub at run time, and the network that its processes talk over: on one host none.
 
-    `cpu_cache`: GiB of memory for the cache of the CPU build; 0 for GPUs.
+    `cpu_cache`: GiB of memory for the cache of the CPU build; 0 for GPUs. `ray`: whether Ray starts it.
     """
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if cpu_cache:
@@ -155,6 +198,8 @@ def vllm_environment(
         settings |= {"VLLM_CPU_KVCACHE_SPACE": str(cpu_cache), "TORCH_COMPILE_DISABLE": "1"}
     if hopper_fp8:
         settings["VLLM_USE_FLASHINFER_MOE_FP8"] = "1"
+    if several and ray:
+        settings |= RAY_SETTINGS
     if not several:
         settings |= {**WITHIN_HOST, "VLLM_HOST_IP": LOOPBACK}
     elif nic is not None:

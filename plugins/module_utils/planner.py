@@ -68,6 +68,8 @@ class Request:
     placement: str = "auto"
     ktransformers_method: str = "auto"
     vllm_build: str = "cuda"
+    # What starts vLLM's shares of one model on several hosts.
+    vllm_executor: str = "mp"
     # Hosts that share one model: 0 as few as can hold it, 1 never more.
     nodes: int = 0
     require_gpu: bool = False

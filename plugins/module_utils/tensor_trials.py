@@ -178,11 +178,13 @@ def tensor_row(
     hopper = variant["precision"] == "fp8" and all(capability[0] == 9 for capability in capabilities)
     moe = bool(model["feed_forward"].get("experts"))
     on_cpu = request.vllm_build == "cpu"
+    ray = node is not None and request.vllm_executor == "ray"
     environment = commands.vllm_environment(
         nic,
         node is not None,
         hopper and moe and bool(capabilities),
         _cpu_cache(situation) if on_cpu else 0,
+        ray=ray,
     )
     # It takes its whole share, whatever weights leave of it for the cache; what is refused shows its need.
     fits = fit.needed <= fit.budget
@@ -190,8 +192,8 @@ def tensor_row(
     sizes = sizes_by_card(situation, used, takes)
     if len(used) < len(sizes):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index, size in enumerate(sizes) if size)
-    if on_cpu:
-        # It would ask the driver of cards that it can do nothing with.
+    if on_cpu and not ray:
+        # It would ask the driver of cards that it can do nothing with. Ray counts what it is shown.
         environment["CUDA_VISIBLE_DEVICES"] = ""
     command = commands.vllm_serve(
         commands.model_path(request.model, name),
@@ -206,6 +208,7 @@ def tensor_row(
         reasoning=writes_reasoning(situation),
         eager=on_cpu,
         node=node,
+        ray=len(used) if ray else 0,
     )
     layers = model["attention"]["layers"]
     row = plan_row(

@@ -13,12 +13,20 @@ import yaml
 from ansible_collections.dsprov.appliance.plugins.module_utils.units import exec_line
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue
 from tests.conftest import ROOT
-from tests.fixtures.emitted import hosts
+from tests.fixtures.emitted import group_rows, hosts
 
 # Roles whose unit is made from the plan's own words.
 ENGINES = ("ktransformers", "llama_cpp", "vllm")
 # What a role sets beside the plan: where caches go, and the mark of what runs.
-OWN = {"DSPROV_DIGEST", "HOME", "PATH", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"}
+OWN = {
+    "DSPROV_DIGEST",
+    "HOME",
+    "PATH",
+    "PYTHONPATH",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "VLLM_CONFIG_ROOT",
+    "XDG_CACHE_HOME",
+}
 
 
 def unit_of(engine: str, row: dict[str, Any]) -> str:
@@ -40,7 +48,8 @@ def unit_of(engine: str, row: dict[str, Any]) -> str:
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         {
             **plain,
-            "vllm_members": [],
+            "vllm_members": [row["environment"]["VLLM_HOST_IP"]] if row["role"] != "single" else [],
+            "__vllm_over_ray": row["command"][0] == "ray",
             f"__{engine}_look": look,
             f"__{engine}_words": row["command"],
             f"{engine}_environment": row["environment"],
@@ -59,6 +68,11 @@ def unescaped(line: str) -> list[str]:
 def test_a_unit_runs_what_the_plan_says(engine: str) -> None:
     planned = hosts(engine)
     assert len(planned) > 5
+    if engine == "vllm":
+        planned += (groups := group_rows())
+        assert {(row["role"], row["command"][0]) for row in groups} == {
+            (role, program) for role in ("head", "worker") for program in ("vllm", "ray")
+        }
     for row in planned:
         unit = unit_of(engine, row)
         (command,) = re.findall(r"(?m)^ExecStart=(.*)$", unit)

@@ -1,4 +1,4 @@
-"""vLLM's own argument parser accepts every command that the planner can emit for it."""
+"""vLLM's own argument parser, and Ray's, accept every command that the planner can emit for them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ WISHES: list[dict[str, Any]] = [
     {"dsprov_vllm_build": "cpu"},
     {"dsprov_nodes": 2},
     {"dsprov_nodes": 2, "dsprov_placement": "tensor"},
+    {"dsprov_nodes": 2, "dsprov_vllm_executor": "ray"},
 ]
 
 
@@ -51,16 +52,22 @@ def test_vllm_reads_every_command_that_can_be_planned() -> None:
     assert len(emitted) > 30
     flags = {word for words in emitted for word in words if word.startswith("--")}
     assert {"--headless", "--enforce-eager", "--enable-expert-parallel", "--reasoning-parser"} <= flags
-    wrong = ["vllm", "serve", "/m", "--served-model-name", "m", "--swap-space", "4"]
+    ray = next(words for words in emitted if words[0] == "ray")
+    at = ray.index("--")
+    # Some that older releases knew, as a proof that it is the parsers which say yes to the others.
+    wrong = [
+        ["vllm", "serve", "/m", "--served-model-name", "m", "--swap-space", "4"],
+        [*ray[: at + 1], "vllm", "serve", "/m", "--served-model-name", "m", "--swap-space", "4"],
+        [*ray[:at], "--redis-max-memory", "1", *ray[at:]],
+    ]
     python = vllm.build(cache_root(), print).path / "venv" / "bin" / "python"
     done = subprocess.run(
         [python, ROOT / "tests" / "engines" / "parse_vllm.py"],
-        input=json.dumps([*emitted, wrong]),
+        input=json.dumps([*emitted, *wrong]),
         capture_output=True,
         text=True,
         check=False,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "VLLM_NO_USAGE_STATS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    # One that older releases knew, as a proof that it is the parser which says yes to the others.
-    assert [row["command"] for row in json.loads(done.stdout.splitlines()[-1])] == [wrong]
+    assert [row["command"] for row in json.loads(done.stdout.splitlines()[-1])] == wrong

@@ -101,7 +101,8 @@ def plan() -> Iterator[dict[str, Any]]:
         run(*lab, "down", "--project", PROJECT)
 
 
-def test_units_are_what_the_plan_said(plan: dict[str, Any]) -> None:
+def units_are_those_of(plan: dict[str, Any]) -> None:
+    """Each host's unit runs what the plan shows for it."""
     assert [row["role"] for row in plan["hosts"]] == ["head", "worker"]
     for row in plan["hosts"]:
         text = sh(row["name"], "cat", f"/etc/systemd/system/{UNIT}")
@@ -110,6 +111,10 @@ def test_units_are_what_the_plan_said(plan: dict[str, Any]) -> None:
         for name, value in row["environment"].items():
             assert f'\nEnvironment="{name}={value}"\n' in text
         assert "VLLM_API_KEY=" not in text
+
+
+def test_units_are_what_the_plan_said(plan: dict[str, Any]) -> None:
+    units_are_those_of(plan)
     assert answers()
 
 
@@ -212,3 +217,66 @@ def test_a_worker_without_memory_is_named_and_the_next_run_goes_on(plan: dict[st
         run("docker", "update", "--memory=16g", "--memory-swap=16g", f"dsprov-lab-{PROJECT}-worker")
     run(str(DSPROV), "install", "--tier", "flagship", "-i", str(INVENTORY), *WISHES)
     assert answers()
+
+
+# -- the same group over Ray -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def over_ray(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the living group's change to Ray, which is installed."""
+    assert plan["hosts"][0]["command"][0] == "vllm"
+    wishes = ("--tier", "flagship", "-i", str(INVENTORY), *WISHES, "-e", "dsprov_vllm_executor=ray")
+    shown: dict[str, Any] = json.loads(run(str(DSPROV), "plan", "--json", *wishes))
+    run(str(DSPROV), "install", *wishes)
+    return shown
+
+
+def test_ray_runs_the_group_as_planned(over_ray: dict[str, Any]) -> None:
+    units_are_those_of(over_ray)
+    assert answers()
+    for host in ("head", "worker"):
+        assert "ray::RayWorkerProc" in sh(host, "ps", "-u", "dsprov-vllm", "-o", "args")
+
+
+def test_ray_speaks_with_nobody_else(over_ray: dict[str, Any]) -> None:
+    head = over_ray["hosts"][0]["environment"]["VLLM_HOST_IP"]
+
+    def reached(address: str, port: int, *as_whom: str) -> bool:
+        probe = f"import socket; socket.create_connection(('{address}', {port}), 3)"
+        done = subprocess.run([*as_whom, "python3", "-c", probe], check=False, capture_output=True)
+        return done.returncode == 0
+
+    on_head = ("docker", "exec", f"dsprov-lab-{PROJECT}-head")
+    listening = sh("head", "ss", "-Hltn").split()
+    ports = sorted({int(word.rpartition(":")[2]) for word in listening if ":295" in word})
+    assert set(ports) >= {29500, 29501, 29502, 29503}
+    for port in ports:
+        assert not reached(head, port)
+        for address in ("127.0.0.1", head):
+            for user in ("root", "nobody"):
+                assert not reached(address, port, *on_head, "runuser", "-u", user, "--")
+    assert reached(head, 29500, *on_head, "runuser", "-u", "dsprov-vllm", "--")
+    # Its own account alone may listen beyond loopback, and only where the group's rules look.
+    assert "8265" not in " ".join(listening) and ":10001" not in " ".join(listening)
+
+
+def test_ray_keeps_the_key_to_the_head(over_ray: dict[str, Any]) -> None:
+    key = sh("head", "cat", "/etc/dsprov/secrets/vllm-api-key").strip()
+    tell = "cat $(pgrep -u dsprov-vllm | sed 's:.*:/proc/&/environ:') 2>/dev/null | tr '\\0' '\\n'"
+    assert f"VLLM_API_KEY={key}" in sh("head", "sh", "-c", tell)
+    assert key not in sh("worker", "sh", "-c", tell)
+
+
+def test_a_killed_worker_brings_the_group_over_ray_back(over_ray: dict[str, Any]) -> None:
+    before = start_of("head")
+    sh("worker", "systemctl", "kill", "--signal=KILL", UNIT)
+    assert starts_anew("head", before)
+    assert comes_back()
+
+
+def test_the_group_goes_back_to_vllms_own_processes(over_ray: dict[str, Any], plan: dict[str, Any]) -> None:
+    run(str(DSPROV), "install", "--tier", "flagship", "-i", str(INVENTORY), *WISHES)
+    units_are_those_of(plan)
+    assert answers()
+    assert "ray" not in sh("head", "ps", "-u", "dsprov-vllm", "-o", "args")

@@ -6,6 +6,7 @@ import copy
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -761,6 +762,51 @@ def test_hosts_share_a_model_that_one_could_hold_when_told_to() -> None:
         assert f"--nnodes 2 --node-rank {rank} --master-addr 10.0.0.1" in words
         assert row["environment"]["VLLM_HOST_IP"] == f"10.0.0.{rank + 1}"
         assert row["environment"]["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
+def test_ray_runs_what_hosts_share_when_told_to() -> None:
+    made = make_own("tiny-v3", h20s("a", "b"), nodes=2, placement="tensor", vllm_executor="ray")
+    assert made["ok"], made["problems"]
+    assert [row["role"] for row in made["hosts"]] == ["head", "worker"]
+    ours = make_own("tiny-v3", h20s("a", "b"), nodes=2, placement="tensor")
+    for row, own in zip(made["hosts"], ours["hosts"], strict=True):
+        at = row["command"].index("--")
+        ray, serve = row["command"][:at], row["command"][at + 1 :]
+        assert ray[:6] == ["ray", "symmetric-run", "--address", "10.0.0.1:29500", "--min-nodes", "2"]
+        said = dict(pairwise(ray))
+        # One card of each host, as without Ray.
+        assert said["--num-gpus"] == "1"
+        assert row["memory"] == own["memory"]
+        # Only a first host knows the flag.
+        assert ("--include-dashboard" in ray) is (row["role"] == "head")
+        assert serve == [
+            *own["command"][: own["command"].index("--nnodes")],
+            "--distributed-executor-backend",
+            "ray",
+        ]
+        added = row["environment"].items() - own["environment"].items()
+        assert all(name.startswith("RAY_") for name, _ in added) and added
+        # What can be reached lies in one range, which the rules of the group name.
+        ports = [
+            int(said[word]) for word in said if word.endswith("-port") and word != "--ray-client-server-port"
+        ]
+        assert sorted(set(ports)) == sorted(ports)
+        assert all(29500 < port <= int(said["--max-worker-port"]) for port in ports)
+
+
+def test_ray_on_the_cpu_build_has_a_share_for_each_card_that_it_stands_in_for() -> None:
+    for build in ("cuda", "cpu"):
+        made = make_own("tiny-v3", h20s("a", "b"), nodes=2, vllm_executor="ray", vllm_build=build)
+        for row in made["hosts"]:
+            shares = row["command"][row["command"].index("--num-gpus") + 1]
+            # Ray refuses to count more than it is shown.
+            assert len(row["environment"]["CUDA_VISIBLE_DEVICES"].split(",")) == int(shares)
+
+
+def test_one_host_needs_no_ray() -> None:
+    (row,) = make_own("tiny-v3", h20s("a"), vllm_executor="ray")["hosts"]
+    assert row == make_own("tiny-v3", h20s("a"))["hosts"][0]
+    assert row["command"][0] == "vllm"
 
 
 def test_layers_may_be_shared_over_hosts() -> None:
