@@ -219,6 +219,21 @@ def test_a_worker_without_memory_is_named_and_the_next_run_goes_on(plan: dict[st
     assert answers()
 
 
+def test_the_group_parts_and_meets_again(plan: dict[str, Any]) -> None:
+    install = (str(DSPROV), "install", "--tier", "flagship", "-i", str(INVENTORY), *WISHES)
+    run(*install, "-e", "dsprov_nodes=1")
+    assert answers()
+    for host in ("head", "worker"):
+        assert "--nnodes" not in sh(host, "cat", f"/etc/systemd/system/{UNIT}")
+        assert sh(host, "systemctl", "is-active", WATCH, check=False).strip() != "active"
+        assert "dsprov" not in sh(host, "nft", "list", "tables")
+        # Nobody else's business any more: loopback alone.
+        assert ":29500" not in sh(host, "ss", "-Hltn")
+    run(*install)
+    units_are_those_of(plan)
+    assert answers()
+
+
 # -- the same group over Ray -----------------------------------------------------------------------
 
 
