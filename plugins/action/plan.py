@@ -61,15 +61,20 @@ class ActionModule(ControllerAction):
 def _lost(
     variables: Mapping[str, Any], facts: Mapping[str, Any], requests: Mapping[str, Request]
 ) -> list[str]:
-    """Hosts that fell out of this play and share a model with one that is left: by wish, or by its record.
+    """Hosts that fell out of this play and share a model with one that is left: by its record, or by wish.
 
     To plan for the others alone would take a group apart that only has to be waited for.
     """
     fell = set(variables["ansible_play_hosts_all"]) - facts.keys()
-    if any(request.nodes > 1 for request in requests.values()):
-        return sorted(fell)
-    recorded = [host.get("installed_group", []) for name, host in facts.items() if not requests[name].nodes]
-    return sorted(fell & {name for group in recorded for name in group})
+    lost: set[str] = set()
+    for name, host in facts.items():
+        nodes, group = requests[name].nodes, host.get("installed_group", [])
+        if nodes in (0, len(group)):
+            lost |= fell & set(group)
+        elif nodes > 1:
+            # Nobody knows yet with whom: with any of those that fell out.
+            lost |= fell
+    return sorted(lost)
 
 
 def _bundle_places(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.trials import KNE
 
 @dataclass(frozen=True)
 class Attempt:
-    """One engine tried on one host: the variant taken, those turned down, and the hosts of its group."""
+    """One engine tried on one host: the variant taken, those turned down, the hosts of its group and the
+    network card by which this one meets them."""
 
     engine: str
     taken: Trial
     others: tuple[Trial, ...] = field(default=())
     group: tuple[str, ...] = field(default=())
+    nic: Mapping[str, Any] | None = None
 
     @property
     def ok(self) -> bool:

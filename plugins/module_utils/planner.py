@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -117,7 +118,7 @@ def plan(
     found: list[Problem] = []
     rows: dict[str, dict[str, Any]] = {}
     groups: list[tuple[Request, list[str]]] = []
-    for name in sorted(facts["hosts"]):
+    for name in sorted(facts["hosts"], key=_natural):
         own = (host_requests or {}).get(name, request)
         known = next((names for wish, names in groups if wish == own), None)
         if known is None:
@@ -134,7 +135,7 @@ def plan(
             rows |= made.rows
             troubles = made.problems
         found += [problem for problem in troubles if problem not in found]
-    hosts = [rows[name] for name in sorted(rows)]
+    hosts = [rows[name] for name in sorted(rows, key=_natural)]
     return {
         "schema": SCHEMA,
         "tier": request.tier,
@@ -244,6 +245,11 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
     return found
 
 
+def _natural(name: str) -> list[str | int]:
+    """The order of names in which gpu2 comes before gpu10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
 def _all_ok(made: Mapping[str, Attempt]) -> bool:
     return bool(made) and all(one.ok for one in made.values())
 
@@ -348,16 +354,18 @@ class _Group:
                 engine = self._order(self.request)[0]
                 trouble = self._problems.make("no-gpu", model=self.request.model, engine=engine)
                 chosen[name] = Attempt(engine, Trial("", (trouble,)))
+        standing = self._standing()
+        stays = {name for group in standing for name in group}
         waiting = [name for name in self.names if name not in chosen]
         for engine in self._order(self.request):
             for name in waiting:
                 one = self._attempt(name, self.request, engine)
                 tried[name].append(one)
-                if one.ok and self.request.nodes <= 1:
+                if one.ok and self.request.nodes <= 1 and name not in stays:
                     (chosen if one.deliverable else spare).setdefault(name, one)
             waiting = [name for name in waiting if name not in chosen]
-            if self.catalogue["engines"][engine]["spans_hosts"] and self._may_span(waiting, tried):
-                for name, one in self._share(waiting, engine).items():
+            if self.catalogue["engines"][engine]["spans_hosts"]:
+                for name, one in self._together(waiting, standing, tried, engine).items():
                     if one.deliverable or name not in spare:
                         tried[name][-1] = one
                     if one.ok:
@@ -372,9 +380,41 @@ class _Group:
         engines = self.catalogue["engines"]
         return next((one for one in tried if engines[one.engine]["provisioned"]), tried[0])
 
+    def _standing(self) -> list[tuple[str, ...]]:
+        """Groups of earlier runs that stay: all their hosts are here, and asked for the same model."""
+        found = []
+        for name in self.names:
+            group = tuple(self.hosts[name].get("installed_group", []))
+            same = all(
+                host in self.names
+                and self.hosts[host].get("installed_group") == list(group)
+                and self.hosts[host].get("installed_model", self.request.model) == self.request.model
+                for host in group
+            )
+            if len(group) > 1 and group[0] == name and same and self.request.nodes in (0, len(group)):
+                found.append(group)
+        return found
+
+    def _together(
+        self,
+        waiting: Sequence[str],
+        standing: Sequence[tuple[str, ...]],
+        tried: Mapping[str, Sequence[Attempt]],
+        engine: str,
+    ) -> dict[str, Attempt]:
+        """What hosts serve together by this engine: groups that stand as they are, the others anew."""
+        made: dict[str, Attempt] = {}
+        for group in standing:
+            if set(group) <= set(waiting):
+                made |= self._span(group, engine)
+        rest = [name for name in waiting if not any(name in group for group in standing)]
+        if rest and self._may_span(rest, tried):
+            made |= self._share(rest, engine)
+        return made
+
     def _may_span(self, names: Sequence[str], tried: Mapping[str, Sequence[Attempt]]) -> bool:
         if self.request.nodes:
-            return self.request.nodes > 1 and bool(names)
+            return self.request.nodes > 1
         codes = {
             problem["code"]
             for name in names
@@ -386,8 +426,8 @@ class _Group:
     def _share(self, names: Sequence[str], engine: str) -> dict[str, Attempt]:
         """Hosts in groups that serve a model together: as large as is wished, else the smallest that hold it.
 
-        Hosts of a group stand together in the inventory, and all groups are of one size. Unasked, only hosts
-        with the same cards go together.
+        Hosts of a group follow each other by name (2 before 10), and all groups are of one size. Unasked,
+        only hosts with the same cards go together.
         """
         wished = self.request.nodes
         if wished > 1:
@@ -466,7 +506,7 @@ class _Group:
                 used = one.usable(floor)[:each]
                 node = (rank, len(names), address)
                 trial = tensor_row(one, variant_name, fit, used, short, node, nics[rank])
-                made[name] = Attempt(engine, trial, group=tuple(names))
+                made[name] = Attempt(engine, trial, group=tuple(names), nic=nics[rank])
             outcomes.append(made)
         able = [made for made in outcomes if _all_ok(made)]
         for made in sorted(able, key=lambda made: not made[first].deliverable):
@@ -488,7 +528,8 @@ class _Group:
         if not engine["provisioned"]:
             known = _known(self._installed())
             found.append(self._problems.make("engine-unavailable", engine=engine["title"], known=known))
-        for nic in self.hosts[name].get("nics", []) if one.group else []:
+        by_tcp = one.group and not (one.nic or {}).get("rdma")
+        for nic in self.hosts[name].get("nics", []) if by_tcp else []:
             if fault := nic.get("rdma_fault"):
                 found.append(self._problems.make("rdma-down", nic=nic["name"], detail=fault))
         found = [self._with_way_out(name, problem) for problem in found]

@@ -59,6 +59,7 @@ log:
   type: str
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -66,9 +67,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.dsprov.appliance.plugins.module_utils import files
 from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver import first_error, release_order
 
 TREE = "/var/lib/dkms"
+# Seconds that another build may take.
+PATIENCE = 3600
 
 
 class BuildError(Exception):
@@ -162,13 +166,15 @@ def last(done: subprocess.CompletedProcess[str]) -> str:
 def ensure(packages: list[str], kernel: str, check: bool) -> dict[str, Any]:
     """Build what is missing; the result of the module."""
     wanted = [(*one, target) for one in sources(packages) for target in targets(kernel)]
-    have = installed() if wanted else set()
     built = []
-    for name, version, target in wanted:
-        if (name, version, target) not in have:
-            if not check:
-                build(name, version, target)
-            built.append(f"{name}/{version} {target}")
+    # ssh makes a call twice when its connection breaks, and two builds take away each other's files.
+    with contextlib.nullcontext() if check else files.locked("dkms", PATIENCE):
+        have = installed() if wanted else set()
+        for name, version, target in wanted:
+            if (name, version, target) not in have:
+                if not check:
+                    build(name, version, target)
+                built.append(f"{name}/{version} {target}")
     return {"changed": bool(built), "built": built}
 
 
@@ -185,7 +191,7 @@ def main() -> None:
         result = ensure(module.params["packages"], module.params["kernel"], module.check_mode)
     except BuildError as problem:
         module.fail_json(msg=str(problem), built=[], **problem.details)
-    except OSError as problem:
+    except (OSError, files.FileError) as problem:
         module.fail_json(msg=str(problem), built=[])
     module.exit_json(**result)
 

@@ -291,13 +291,14 @@ def is_ours(pid: int) -> bool:
 
 
 def recorded() -> dict[str, Any]:
-    """What earlier runs left here: bytes on the disk, the engine that serves, and the hosts of its group."""
+    """What earlier runs left here: bytes on the disk, engine and model that serve, and its group of hosts."""
     try:
         record = json.loads(read(STATE) or "{}")
         finished, engine = int(record.get("disk_bytes", 0)), record.get("engine")
+        model = record.get("model")
         group = [str(name) for name in record.get("group") or []]
     except (ValueError, TypeError, AttributeError):
-        finished, engine, group = 0, None, []
+        finished, engine, model, group = 0, None, None, []
     weights = 0
     for folder, _folders, names in os.walk(MODELS):
         for name in names:
@@ -307,6 +308,8 @@ def recorded() -> dict[str, Any]:
     found: dict[str, Any] = {"delivered_bytes": max(finished, weights)}
     if isinstance(engine, str):
         found["installed_engine"] = engine
+    if isinstance(model, str):
+        found["installed_model"] = model
     return {**found, "installed_group": group} if group else found
 
 

@@ -257,30 +257,40 @@ def test_ray_runs_the_group_as_planned(over_ray: dict[str, Any]) -> None:
 def test_ray_speaks_with_nobody_else(over_ray: dict[str, Any]) -> None:
     head = over_ray["hosts"][0]["environment"]["VLLM_HOST_IP"]
 
-    def reached(address: str, port: int, *as_whom: str) -> bool:
+    def reached(port: int, host: str = "", user: str = "", address: str = head) -> bool:
         probe = f"import socket; socket.create_connection(('{address}', {port}), 3)"
-        done = subprocess.run([*as_whom, "python3", "-c", probe], check=False, capture_output=True)
-        return done.returncode == 0
+        on_host = ("docker", "exec", f"dsprov-lab-{PROJECT}-{host}", "runuser", "-u", user, "--")
+        words = [*(on_host if host else ()), "python3", "-c", probe]
+        return subprocess.run(words, check=False, capture_output=True).returncode == 0
 
-    on_head = ("docker", "exec", f"dsprov-lab-{PROJECT}-head")
-    listening = sh("head", "ss", "-Hltn").split()
-    ports = sorted({int(word.rpartition(":")[2]) for word in listening if ":295" in word})
-    assert set(ports) >= {29500, 29501, 29502, 29503}
-    for port in ports:
-        assert not reached(head, port)
-        for address in ("127.0.0.1", head):
-            for user in ("root", "nobody"):
-                assert not reached(address, port, *on_head, "runuser", "-u", user, "--")
-    assert reached(head, 29500, *on_head, "runuser", "-u", "dsprov-vllm", "--")
-    # Its own account alone may listen beyond loopback, and only where the group's rules look.
-    assert "8265" not in " ".join(listening) and ":10001" not in " ".join(listening)
+    rows = [line.split()[3] for line in sh("head", "ss", "-Hltn").splitlines()]
+    ports = {int(row.rpartition(":")[2]) for row in rows if not row.startswith(("127.", "[::1]"))}
+    rays = {port for port in ports if 29500 <= port <= 29599}
+    assert rays >= {29500, 29501, 29502, 29503}
+    # Neither a dashboard nor a server for clients elsewhere.
+    assert not ports & {8265, 10001}
+    for port in rays:
+        assert not reached(port)
+        assert not reached(port, "worker", "nobody")
+        for user in ("root", "nobody"):
+            assert not reached(port, "head", user)
+            assert not reached(port, "head", user, "127.0.0.1")
+        assert reached(port, "head", "dsprov-vllm")
+        assert reached(port, "worker", "dsprov-vllm")
+    # What else its account listens on is heard by the group alone; that these can call at all, ssh shows.
+    for port in ports - {22}:
+        assert not reached(port)
+    assert reached(22)
+    assert reached(22, "worker", "nobody")
 
 
 def test_ray_keeps_the_key_to_the_head(over_ray: dict[str, Any]) -> None:
-    key = sh("head", "cat", "/etc/dsprov/secrets/vllm-api-key").strip()
-    tell = "cat $(pgrep -u dsprov-vllm | sed 's:.*:/proc/&/environ:') 2>/dev/null | tr '\\0' '\\n'"
-    assert f"VLLM_API_KEY={key}" in sh("head", "sh", "-c", tell)
-    assert key not in sh("worker", "sh", "-c", tell)
+    said = sh("head", "journalctl", "--unit", UNIT, "--output", "cat", "--no-pager").splitlines()
+    handed = [line for line in said if "Copying the following environment variables" in line]
+    assert handed
+    for line in handed:
+        assert "VLLM_NO_USAGE_STATS" in line
+        assert "VLLM_API_KEY" not in line
 
 
 def test_a_killed_worker_brings_the_group_over_ray_back(over_ray: dict[str, Any]) -> None:

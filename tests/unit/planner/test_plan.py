@@ -695,6 +695,15 @@ def make_own(model: str, hosts: dict[str, Any], **overrides: Any) -> dict[str, A
     return plan({"schema": 1, "hosts": hosts}, request, with_models(own_models()))
 
 
+def large_hosts(count: int, memory: int) -> dict[str, Any]:
+    """n0, n1 and so on: hosts of 8 x H20 with so many GB each."""
+    card = {"vendor": "nvidia", "name": "NVIDIA H20", "memory_bytes": memory * 1_069_000_000, "count": 8}
+    disk = {"mount": "/", "free_bytes": 15_000 * GB}
+    return {
+        f"n{number}": machine(memory_bytes=1536 * GIB, disks=[disk], gpus=[card]) for number in range(count)
+    }
+
+
 def h20s(*names: str) -> dict[str, Any]:
     """Hosts with eight large cards each."""
     card = {"vendor": "nvidia", "name": "NVIDIA H20-3e", "memory_bytes": 150_754_820_096, "count": 8}
@@ -846,14 +855,7 @@ def test_hosts_go_in_groups_as_large_as_is_wished(
 def test_unasked_the_smallest_group_is_made_that_serves_what_can_be_brought(
     count: int, memory: int, size: int, variant: str
 ) -> None:
-    card = {"vendor": "nvidia", "name": "NVIDIA H20", "memory_bytes": memory * 1_069_000_000, "count": 8}
-    hosts = {
-        f"n{number}": machine(
-            memory_bytes=1536 * GIB, disks=[{"mount": "/", "free_bytes": 15_000 * GB}], gpus=[card]
-        )
-        for number in range(count)
-    }
-    made = plan({"schema": 1, "hosts": hosts}, request_for("flagship"), catalogue())
+    made = plan({"schema": 1, "hosts": large_hosts(count, memory)}, request_for("flagship"), catalogue())
     assert made["ok"], made["problems"]
     assert [len(row["group"]) for row in made["hosts"]] == [size] * count
     assert "weights-unverified" not in codes(made)
@@ -872,6 +874,60 @@ def test_a_living_group_is_not_taken_apart_unasked() -> None:
     assert make_own("tiny-v3", {"a": left}, nodes=1)["ok"]
     # Under a name that the record does not know it is somebody else.
     assert make_own("tiny-v3", {"new": left})["ok"]
+
+
+def living(*groups: tuple[str, ...], model: str = "tiny-v3") -> dict[str, Any]:
+    """Hosts that share a model since an earlier run, in these groups."""
+    return {
+        name: {**host, "installed_group": list(group), "installed_model": model}
+        for group in groups
+        for name, host in h20s(*group).items()
+    }
+
+
+@pytest.mark.parametrize("nodes", [0, 2])
+def test_living_groups_stay_beside_new_hosts(nodes: int) -> None:
+    hosts = living(("gpu1", "gpu2"), ("gpu3", "gpu4")) | h20s("gpu10", "gpu11")
+    # Each of them could hold the model alone, too: unasked, the new ones do.
+    made = make_own("tiny-v3", hosts, nodes=nodes, placement="tensor")
+    assert made["ok"], made["problems"]
+    pairs = [["gpu1", "gpu2"]] * 2 + [["gpu3", "gpu4"]] * 2
+    assert [row["group"] for row in made["hosts"]] == [
+        *pairs,
+        *([["gpu10", "gpu11"]] * 2 if nodes else [[], []]),
+    ]
+    assert [row["role"] for row in made["hosts"]][:4] == ["head", "worker"] * 2
+
+
+def test_a_host_that_comes_later_leaves_a_living_pair_as_it_is() -> None:
+    hosts = large_hosts(3, 96)
+    for name in ("n0", "n1"):
+        hosts[name] |= {"installed_group": ["n0", "n1"], "installed_model": "deepseek-r1:671b"}
+    made = plan({"schema": 1, "hosts": hosts}, request_for("flagship"), catalogue())
+    assert made["ok"], made["problems"]
+    assert [row["group"] for row in made["hosts"]] == [["n0", "n1"], ["n0", "n1"], []]
+
+
+@pytest.mark.parametrize(
+    ("known", "wishes"),
+    [
+        ({"model": "tiny-v3"}, {"nodes": 1}),
+        # Another model is planned anew.
+        ({"model": "tiny-llama"}, {"nodes": 0}),
+    ],
+)
+def test_a_living_group_parts_when_told_to(known: dict[str, str], wishes: dict[str, int]) -> None:
+    made = make_own("tiny-v3", living(("a", "b"), **known), **wishes)
+    assert made["ok"], made["problems"]
+    assert [row["role"] for row in made["hosts"]] == ["single", "single"]
+
+
+def test_records_that_do_not_agree_bind_nobody() -> None:
+    hosts = living(("a", "b"))
+    hosts["b"]["installed_group"] = ["b", "c"]
+    assert [row["role"] for row in make_own("tiny-v3", {"a": hosts["a"]} | h20s("b"))["hosts"]] == [
+        "single"
+    ] * 2
 
 
 @pytest.mark.parametrize(
