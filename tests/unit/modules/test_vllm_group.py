@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
+import pwd
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from ansible_collections.dsprov.appliance.plugins.modules import peer_link
+from ansible_collections.dsprov.appliance.plugins.module_utils.units import Unit
+from ansible_collections.dsprov.appliance.plugins.modules import peer_link, service_joined
 from tests.conftest import ROOT
 
 WORD = "w" * 32
@@ -237,3 +241,32 @@ def test_an_address_of_somebody_else_is_refused() -> None:
     wanted = {"address": "192.0.2.1", "port": 1, "token": WORD, "listen": True, "linger": 1}
     with pytest.raises(peer_link.LinkError, match=r"cannot listen on 192.0.2.1"):
         peer_link.run(wanted)
+
+
+# -- a host's part on its way to the head -------------------------------------------------------------
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Unit:
+    """A service of this process's own account, which runs."""
+    unit = Unit(exists=True, active=True, pid=1, user=pwd.getpwuid(os.getuid()).pw_name)
+    monkeypatch.setattr(service_joined.Unit, "read", lambda _name: dataclasses.replace(unit))
+    monkeypatch.setattr(service_joined, "cause", lambda _name: "out of memory")
+    return unit
+
+
+def test_a_service_that_has_reached_the_head_is_waited_for_no_longer(service: Unit) -> None:
+    with socket.create_server(("127.0.0.9", 0)) as head:
+        assert not service_joined.joined("x.service", "127.0.0.9", 0.2, 0.05)
+        with socket.create_connection(head.getsockname()):
+            assert service_joined.joined("x.service", "127.0.0.9", 5, 0.05)
+            service.active = False
+            assert not service_joined.joined("x.service", "127.0.0.9", 0.2, 0.05)
+
+
+@pytest.mark.parametrize(("key", "value"), [("restarts", 4), ("failed", True)])
+def test_a_service_that_falls_over_is_given_up(service: Unit, key: str, value: Any) -> None:
+    service.restarts = 2
+    threading.Timer(0.2, setattr, [service, key, value]).start()
+    with pytest.raises(service_joined.FellError, match=r"x\.service starts and falls over; out of memory"):
+        service_joined.joined("x.service", "127.0.0.9", 20, 0.05)
