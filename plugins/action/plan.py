@@ -49,32 +49,37 @@ class ActionModule(ControllerAction):
                     return refusal([problems().make("variable-invalid", key=OWN_MODELS, detail=detail)])
         rows = {**rows, "models": {**rows["models"], **own}}
         first = next(iter(requests.values()))
-        lost = _lost(variables, facts["hosts"], requests)
-        if lost:
-            return refusal([problems().make("group-host-lost", away=", ".join(lost))])
+        parted = [
+            {**problems().make("group-host-lost", away=", ".join(away)), "host": host}
+            for host, away in _lost(variables, facts["hosts"], requests).items()
+        ]
+        left = set(facts["hosts"]) - {problem["host"] for problem in parted}
+        if not left:
+            return refusal(parted)
         if first.channel == BUNDLE:
             rows = {**rows, "channels": {**rows["channels"], BUNDLE: _bundle_places(variables)}}
-        made = plan(facts, first, rows, requests)
+        made = plan({**facts, "hosts": {host: facts["hosts"][host] for host in left}}, first, rows, requests)
+        if parted:
+            made |= {"ok": False, "problems": [*parted, *made["problems"]]}
         return {"plan": made, "digest": digest(made), "facts": facts}
 
 
 def _lost(
     variables: Mapping[str, Any], facts: Mapping[str, Any], requests: Mapping[str, Request]
-) -> list[str]:
-    """Hosts that fell out of this play and share a model with one that is left: by its record, or by wish.
+) -> dict[str, list[str]]:
+    """Of hosts that share a model, by their records or by wish, the others that fell out of this play.
 
-    To plan for the others alone would take a group apart that only has to be waited for.
+    To plan for them without those would take a group apart that only has to be waited for.
     """
     fell = set(variables["ansible_play_hosts_all"]) - facts.keys()
-    lost: set[str] = set()
+    lost = {}
     for name, host in facts.items():
         nodes, group = requests[name].nodes, host.get("installed_group", [])
-        if nodes in (0, len(group)):
-            lost |= fell & set(group)
-        elif nodes > 1:
-            # Nobody knows yet with whom: with any of those that fell out.
-            lost |= fell
-    return sorted(lost)
+        # Where a group has yet to be made, it may be with any of those that fell out.
+        away = fell & set(group) if nodes in (0, len(group)) else fell if nodes > 1 else set()
+        if away:
+            lost[name] = sorted(away)
+    return lost
 
 
 def _bundle_places(variables: Mapping[str, Any]) -> dict[str, Any]:

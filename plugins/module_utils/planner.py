@@ -382,6 +382,8 @@ class _Group:
 
     def _standing(self) -> list[tuple[str, ...]]:
         """Groups of earlier runs that stay: all their hosts are here, and asked for the same model."""
+        if not any(self.catalogue["engines"][name]["spans_hosts"] for name in self._order(self.request)):
+            return []
         found = []
         for name in self.names:
             group = tuple(self.hosts[name].get("installed_group", []))

@@ -922,6 +922,13 @@ def test_a_living_group_parts_when_told_to(known: dict[str, str], wishes: dict[s
     assert [row["role"] for row in made["hosts"]] == ["single", "single"]
 
 
+def test_an_engine_that_knows_no_groups_takes_one_apart() -> None:
+    hosts = living(("a", "b"), model="deepseek-r1:7b")
+    made = plan({"schema": 1, "hosts": hosts}, request_for("basic", engine="llama_cpp"), catalogue())
+    assert made["ok"], made["problems"]
+    assert [row["role"] for row in made["hosts"]] == ["single", "single"]
+
+
 def test_records_that_do_not_agree_bind_nobody() -> None:
     hosts = living(("a", "b"))
     hosts["b"]["installed_group"] = ["b", "c"]

@@ -86,3 +86,15 @@ def test_a_group_that_lost_a_host_is_left_alone(
     said, written = play(tmp_path, hosts, *words)
     assert written.exists() is not refused, said
     assert ("group-host-lost" in said) is refused, said
+
+
+def test_groups_that_are_whole_go_on(tmp_path: Path) -> None:
+    hosts = {name: {"seats": 1, "group": list(group)} for group in ("ab", "cd") for name in group}
+    hosts["d"]["lost"] = True
+    said, written = play(tmp_path, hosts)
+    assert written.exists(), said
+    made = json.loads(written.read_text(encoding="utf-8"))
+    assert {row["name"] for row in made["hosts"]} == {"a", "b"}
+    (parted,) = [problem for problem in made["problems"] if problem["code"] == "group-host-lost"]
+    assert parted["host"] == "c"
+    assert "d fell out" in parted["message"]["en"]
