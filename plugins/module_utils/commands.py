@@ -25,6 +25,8 @@ RAY_PORTS = {
     "dashboard-agent-listen": 29504,
     "dashboard-agent-grpc": 29505,
     "metrics-export": 29506,
+    # The server for clients elsewhere, which cannot be left out where gRPC is installed.
+    "ray-client-server": 29507,
     "min-worker": 29510,
     "max-worker": 29599,
 }
@@ -140,8 +142,8 @@ def _ray(node: tuple[int, int, str], shares: int) -> list[str]:
     words += ["--num-cpus", "1", "--num-gpus", str(shares), "--object-store-memory", str(RAY_STORE)]
     for name, port in RAY_PORTS.items():
         words += [f"--{name}-port", str(port)]
-    # No server for clients elsewhere, none that adds hosts, and no dashboard, which the first host has.
-    words += ["--ray-client-server-port", "0", "--no-monitor"]
+    # None that adds hosts, and no dashboard, which the first host has.
+    words.append("--no-monitor")
     return words if rank else [*words, "--include-dashboard", "false"]
 
 

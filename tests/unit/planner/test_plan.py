@@ -778,6 +778,9 @@ def test_ray_runs_what_hosts_share_when_told_to() -> None:
     assert made["ok"], made["problems"]
     assert [row["role"] for row in made["hosts"]] == ["head", "worker"]
     ours = make_own("tiny-v3", h20s("a", "b"), nodes=2, placement="tensor")
+    assert [problem["code"] for problem in ours["problems"]] == []
+    (refused,) = {problem["code"] for problem in made["problems"]}
+    assert (refused, made["problems"][0]["severity"]) == ("executor-unavailable", "warning")
     for row, own in zip(made["hosts"], ours["hosts"], strict=True):
         at = row["command"].index("--")
         ray, serve = row["command"][:at], row["command"][at + 1 :]
@@ -796,9 +799,7 @@ def test_ray_runs_what_hosts_share_when_told_to() -> None:
         added = row["environment"].items() - own["environment"].items()
         assert all(name.startswith("RAY_") for name, _ in added) and added
         # What can be reached lies in one range, which the rules of the group name.
-        ports = [
-            int(said[word]) for word in said if word.endswith("-port") and word != "--ray-client-server-port"
-        ]
+        ports = [int(said[word]) for word in said if word.endswith("-port")]
         assert sorted(set(ports)) == sorted(ports)
         assert all(29500 < port <= int(said["--max-worker-port"]) for port in ports)
 
