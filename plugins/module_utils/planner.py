@@ -245,9 +245,10 @@ def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Pro
     return found
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural(name: str) -> tuple[list[str | int], str]:
     """The order of names in which gpu2 comes before gpu10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+    parts = re.split(r"([0-9]+)", name)  # Every other one is a number.
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
 
 
 def _all_ok(made: Mapping[str, Attempt]) -> bool:
