@@ -58,7 +58,7 @@ def part(name: str) -> Any:
         raise AnsibleError(f"the catalogue has no part {name}") from error
 
 
-class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible has no types.
+class LookupModule(LookupBase):
     """The lookup `catalogue`."""
 
     def run(self, terms: list[str], **_rest: Any) -> list[Any]:

@@ -15,10 +15,8 @@ from typing import Any
 def ray_refuses(words: list[str]) -> str:
     """What Ray says of its part of a command, on a first host and on others; nothing where it takes it."""
     import click  # vLLM's Python has it.
-
-    # Ray and vLLM lie in the environment that runs this, not in the one that is checked for types.
-    from ray.scripts.scripts import cli  # type: ignore[import-not-found]
-    from ray.scripts.symmetric_run import (  # type: ignore[import-not-found]
+    from ray.scripts.scripts import cli
+    from ray.scripts.symmetric_run import (
         curate_and_validate_ray_start_args,
     )
 
