@@ -204,8 +204,7 @@ class Unit:
     def _bring(self, file: store.File) -> None:
         path = os.path.join(self.job["folder"], file.name)
         self.status["file"] = file.name
-        receipt = files.read_receipt(path)
-        if not (receipt and receipt["sha256"] == file.sha256 and not self.job["deep"]):
+        if not self._there(file, path):
             if os.path.isdir(path):
                 raise files.FileError(f"{path}: a folder is in the place of a file of weights; move it away")
             files.make_parents(path)
@@ -218,6 +217,18 @@ class Unit:
         if self.server:
             self.offers[file.sha256] = whole(path)
         self._report(0)
+
+    def _there(self, file: store.File, path: str) -> bool:
+        """Whether a file needs nothing, by its receipt; by its bytes where only an archive holds it."""
+        receipt = files.read_receipt(path)
+        if receipt and receipt["sha256"] == file.sha256 and not self.job["deep"]:
+            return True
+        # A file that was copied here or restored has no receipt. The other routes look at each of its pieces,
+        # but an archive is fetched whole.
+        if not file.routes[0].member or not os.path.isfile(path) or files.sha256_file(path) != file.sha256:
+            return False
+        files.write_receipt(path, file.sha256, name=file.name)
+        return True
 
     def _get(self, file: store.File, path: str) -> None:
         problems: list[str] = []

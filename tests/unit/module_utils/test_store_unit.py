@@ -273,6 +273,17 @@ def test_one_of_a_wheel(site: Site) -> None:
     run = site.host("h")
     assert site.bring(run)["state"] == "done"
     assert site.whole("h")
+    # Restored from somewhere else it is right without a source, damaged it is not.
+    path = run.parent / "models" / "Q4" / "a.gguf"
+    path.unlink()
+    path.write_bytes(data)
+    sent = site.sent
+    assert site.bring(run)["state"] == "done"
+    assert site.sent == sent
+    path.write_bytes(b"x" + data[1:])
+    assert site.bring(run)["state"] == "done"
+    assert site.sent > sent
+    assert site.whole("h")
 
 
 def test_hosts_take_from_one_another_while_it_still_arrives(site: Site) -> None:
