@@ -241,3 +241,76 @@ def test_the_group_parts_and_meets_again(plan: dict[str, Any]) -> None:
     run(*install)
     units_are_those_of(plan)
     assert answers()
+
+
+# -- the same group over Ray -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def over_ray(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the living group's change to Ray, which is installed."""
+    assert plan["hosts"][0]["command"][0] == "vllm"
+    wishes = ("--tier", "flagship", "-i", str(INVENTORY), *WISHES, "-e", "dsprov_vllm_executor=ray")
+    shown: dict[str, Any] = json.loads(run(str(DSPROV), "plan", "--json", *wishes))
+    run(str(DSPROV), "install", *wishes)
+    return shown
+
+
+def test_ray_runs_the_group_as_planned(over_ray: dict[str, Any]) -> None:
+    units_are_those_of(over_ray)
+    assert answers()
+    for host in ("head", "worker"):
+        assert "ray::RayWorkerProc" in sh(host, "ps", "-u", "dsprov-vllm", "-o", "args")
+
+
+def test_ray_speaks_with_nobody_else(over_ray: dict[str, Any]) -> None:
+    head = over_ray["hosts"][0]["environment"]["VLLM_HOST_IP"]
+
+    def reached(port: int, host: str = "", user: str = "", address: str = head) -> bool:
+        probe = f"import socket; socket.create_connection(('{address}', {port}), 3)"
+        on_host = ("docker", "exec", f"dsprov-lab-{PROJECT}-{host}", "runuser", "-u", user, "--")
+        words = [*(on_host if host else ()), "python3", "-c", probe]
+        return subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+    rows = [line.split()[3] for line in sh("head", "ss", "-Hltn").splitlines()]
+    ports = {int(row.rpartition(":")[2]) for row in rows if not row.startswith(("127.", "[::1]"))}
+    rays = {port for port in ports if 29500 <= port <= 29599}
+    assert rays >= {29500, 29501, 29502, 29503}
+    # Neither a dashboard nor a server for clients elsewhere.
+    assert not ports & {8265, 10001}
+    for port in rays:
+        assert not reached(port)
+        assert not reached(port, "worker", "nobody")
+        for user in ("root", "nobody"):
+            assert not reached(port, "head", user)
+            assert not reached(port, "head", user, "127.0.0.1")
+        assert reached(port, "head", "dsprov-vllm")
+        assert reached(port, "worker", "dsprov-vllm")
+    # What else its account listens on is heard by the group alone; that these can call at all, ssh shows.
+    for port in ports - {22}:
+        assert not reached(port)
+    assert reached(22)
+    assert reached(22, "worker", "nobody")
+
+
+def test_ray_keeps_the_key_to_the_head(over_ray: dict[str, Any]) -> None:
+    said = sh("head", "journalctl", "--unit", UNIT, "--output", "cat", "--no-pager").splitlines()
+    handed = [line for line in said if "Copying the following environment variables" in line]
+    assert handed
+    for line in handed:
+        assert "VLLM_NO_USAGE_STATS" in line
+        assert "VLLM_API_KEY" not in line
+
+
+def test_a_killed_worker_brings_the_group_over_ray_back(over_ray: dict[str, Any]) -> None:
+    before = start_of("head")
+    sh("worker", "systemctl", "kill", "--signal=KILL", UNIT)
+    assert starts_anew("head", before)
+    assert comes_back()
+
+
+def test_the_group_goes_back_to_vllms_own_processes(over_ray: dict[str, Any], plan: dict[str, Any]) -> None:
+    run(str(DSPROV), "install", "--tier", "flagship", "-i", str(INVENTORY), *WISHES)
+    units_are_those_of(plan)
+    assert answers()
+    assert "ray" not in sh("head", "ps", "-u", "dsprov-vllm", "-o", "args")
