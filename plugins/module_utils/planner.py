@@ -531,9 +531,6 @@ class _Group:
         if not engine["provisioned"]:
             known = _known(self._installed())
             found.append(self._problems.make("engine-unavailable", engine=engine["title"], known=known))
-        if one.group and one.engine == "vllm" and request.vllm_executor != "mp":
-            # Ray forms the group, and vLLM's engine then ended by SIGSEGV in the lab (2026-11-22).
-            found.append(self._problems.make("executor-unavailable"))
         by_tcp = one.group and not (one.nic or {}).get("rdma")
         for nic in self.hosts[name].get("nics", []) if by_tcp else []:
             if fault := nic.get("rdma_fault"):

@@ -778,9 +778,7 @@ def test_ray_runs_what_hosts_share_when_told_to() -> None:
     assert made["ok"], made["problems"]
     assert [row["role"] for row in made["hosts"]] == ["head", "worker"]
     ours = make_own("tiny-v3", h20s("a", "b"), nodes=2, placement="tensor")
-    assert [problem["code"] for problem in ours["problems"]] == []
-    (refused,) = {problem["code"] for problem in made["problems"]}
-    assert (refused, made["problems"][0]["severity"]) == ("executor-unavailable", "warning")
+    assert [made["problems"], ours["problems"]] == [[], []]
     for row, own in zip(made["hosts"], ours["hosts"], strict=True):
         at = row["command"].index("--")
         ray, serve = row["command"][:at], row["command"][at + 1 :]

@@ -12,9 +12,14 @@ from vllm.platforms.cpu import CpuPlatform
 
 
 class CpuOverRay(CpuPlatform):
-    """vLLM's own CPU platform, but for the name of a share."""
+    """vLLM's own CPU platform, but for the name of a share and the way between those of several hosts."""
 
     ray_device_key = "GPU"
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        """vLLM asks for its dotted name."""
+        return "cpu_over_ray_link.CpuCommunicatorOverRay"
 
 
 def platform() -> str:
