@@ -246,7 +246,7 @@ def test_an_engine_that_does_not_start_leaves_the_one_beside_it(appliance: Appli
     appliance.assert_people_are_served("ollama")
 
 
-def test_two_engines_side_by_side_and_one_again(appliance: Appliance) -> None:
+def test_two_engines_beside_each_other_and_one_again(appliance: Appliance) -> None:
     appliance.serve("ollama")
     before, ollama = appliance.chats(), appliance.unit(OLLAMA)
     run = appliance.install("llama_cpp", **BESIDE)
