@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import sizing
+from ansible_collections.dsprov.appliance.plugins.module_utils import beside, sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
 from ansible_collections.dsprov.appliance.plugins.module_utils.trials import data_disk
 from dsprov.words import pick, t
@@ -36,7 +36,7 @@ CHECKS: dict[str, tuple[str, str, frozenset[str]]] = {
             "precision-unsupported", "tensor-parallel", "nodes-differ", "part-on-cpu", "cpu-only",
         }),
     ),
-    "memory": ("memory", "内存", frozenset({"host-memory", "memory-numa"})),
+    "memory": ("memory", "内存", frozenset({"host-memory", "memory-numa", "engines-together"})),
     "disk": ("disk", "磁盘", frozenset({"disk-space", "disk-full"})),
     "ports": ("ports", "端口", frozenset({"port-in-use"})),
     "network": ("network", "网络", frozenset({"no-channel", "place-silent", "bundle-unreachable"})),
@@ -100,7 +100,7 @@ def _alike(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Hosts with the same plan, shown once."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        keys = ("engine", "weights", "placement", "context", "memory")
+        keys = ("engine", "weights", "placement", "context", "memory", "beside")
         groups.setdefault(repr([row[key] for key in keys]), []).append(row)
     return list(groups.values())
 
@@ -160,6 +160,9 @@ def _details(row: Mapping[str, Any], host: Mapping[str, Any] | None) -> Iterator
     else:
         labels.append((label_memory, human_bytes(memory["host_bytes"])))
         labels.append((label_disk, human_bytes(memory["disk_bytes"])))
+    if stays := row["beside"]:
+        takes = beside.amounts(beside.taken_on_cards(stays), beside.taken_on_host(stays))
+        labels.append((t("beside", "并存"), f"{beside.in_words(stays)}: {takes}"))
     room = max(width(label) for label, _text in labels)
     for label, text in labels:
         yield f"{label}{' ' * (room - width(label))}  {text}"

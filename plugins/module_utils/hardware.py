@@ -21,6 +21,7 @@ class Card:
         capability: compute capability as (major, minor), or None where nobody knows it.
         driver: version of the driver that answers for it, None where none does, empty where nobody said.
         row: its name in catalog/gpus.yml, or None.
+        taken: bytes of its memory that other engines have, which go on serving.
     """
 
     name: str
@@ -28,6 +29,12 @@ class Card:
     capability: tuple[int, int] | None
     driver: str | None
     row: str | None
+    taken: int = 0
+
+    @property
+    def free(self) -> int:
+        """Bytes that nobody else has."""
+        return max(0, self.memory - self.taken)
 
 
 @dataclass(frozen=True)

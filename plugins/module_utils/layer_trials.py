@@ -50,7 +50,7 @@ def _layer_trial(situation: Situation, name: str, variant: Mapping[str, Any]) ->
         return sizing.fit_layers(
             model,
             variant,
-            [card.memory for card in cards],
+            [card.free for card in cards],
             context=request.context_length,
             parallel=parallel,
             cache_type=cache_type,

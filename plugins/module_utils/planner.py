@@ -15,7 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import commands, nvidia_driver, sizing
+from ansible_collections.dsprov.appliance.plugins.module_utils import (
+    beside,
+    commands,
+    nvidia_driver,
+    sizing,
+)
 from ansible_collections.dsprov.appliance.plugins.module_utils.attempts import Attempt, attempt
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Gpus, branch, named
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
@@ -45,8 +50,9 @@ MOST_NODES = 8
 # Refusals that more hosts may mend, and those for which another wish may do.
 SPANNED = {"gpu-memory", "tensor-parallel"}
 WAYS_OUT = {
-    "checkpoint-missing", "compute-capability", "cpu-isa", "engine-python", "gpu-memory", "host-memory",
-    "kv-cache-legacy", "model-unsupported", "no-gpu", "precision-unsupported", "tensor-parallel",
+    "checkpoint-missing", "compute-capability", "cpu-isa", "engine-python", "engines-together", "gpu-memory",
+    "host-memory", "kv-cache-legacy", "model-unsupported", "no-gpu", "precision-unsupported",
+    "tensor-parallel",
 }  # fmt: skip
 INSTALL_ONLY = {"engine-unavailable", "weights-unverified"}
 SHORTEST_CONTEXT = 2048
@@ -74,6 +80,8 @@ class Request:
     # Hosts that share one model: 0 as few as can hold it, 1 never more.
     nodes: int = 0
     require_gpu: bool = False
+    # Whether engines that serve on a host go on beside the planned one.
+    beside: bool = False
     channel: str = "upstream"
     mirrors: Mapping[str, Any] | None = None
     web_ui: bool = True
@@ -294,19 +302,26 @@ class _Group:
         self.problems: list[Problem] = []
         self._plan()
 
-    @staticmethod
-    def _key(host: Mapping[str, Any]) -> str:
+    def _key(self, host: Mapping[str, Any]) -> str:
         """What of a host an attempt depends on: equal hosts are tried once."""
-        keys = (
+        keys = [
             "os", "cpu", "memory_bytes", "disks", "gpus", "nvidia", "nvswitch", "secure_boot",
             "delivered_bytes", "nics",
-        )  # fmt: skip
+        ]  # fmt: skip
+        keys += ["installed_engines", "installed_group"] if self.request.beside else []
         return json.dumps({key: host.get(key) for key in keys}, sort_keys=True)
 
+    def _beside(self, name: str, request: Request, engine: str) -> dict[str, Mapping[str, Any]]:
+        """What serves on a host and goes on beside an engine, with what the host's record says of it."""
+        return beside.others(self.hosts[name], engine) if request.beside else {}
+
     def _situation(self, name: str, request: Request, engine: str) -> Situation:
+        host, stays = self.hosts[name], self._beside(name, request, engine)
+        if stays:
+            host = {**host, "memory_bytes": max(0, host["memory_bytes"] - beside.taken_on_host(stays))}
         return Situation(
-            self.hosts[name],
-            self._accelerators[name],
+            host,
+            beside.narrowed(self._accelerators[name], stays) if stays else self._accelerators[name],
             request,
             self.model,
             engine,
@@ -334,8 +349,48 @@ class _Group:
     def _attempt(self, name: str, request: Request, engine: str) -> Attempt:
         key = (self._keys[name], _hashable(request), engine)
         if key not in self._known:
-            self._known[key] = attempt(self._situation(name, request, engine))
+            trouble = self._never_beside(name, request, engine)
+            if trouble:
+                self._known[key] = Attempt(engine, Trial("", (trouble,)))
+            else:
+                one = attempt(self._situation(name, request, engine))
+                stays = self._beside(name, request, engine)
+                self._known[key] = self._crowded(name, request, one, stays) if stays and not one.ok else one
         return self._known[key]
+
+    def _never_beside(
+        self, name: str, request: Request, engine: str, group: Sequence[str] = ()
+    ) -> Problem | None:
+        """What keeps an engine from standing beside those of a host, whatever their memory."""
+        stays = self._beside(name, request, engine)
+        if unknown := beside.unmeasured(stays):
+            return self._problems.make("engines-unrecorded", engines=", ".join(unknown))
+        if stays and (len(group) > 1 or len(self.hosts[name].get("installed_group", [])) > 1):
+            return self._problems.make("engines-group", engine=engine, standing=beside.in_words(stays))
+        return None
+
+    def _crowded(
+        self, name: str, request: Request, one: Attempt, stays: Mapping[str, Mapping[str, Any]]
+    ) -> Attempt:
+        """The refusal of an engine beside others: in their name where it would serve without them."""
+        alone = self._attempt(name, replace(request, beside=False), one.engine)
+        if not alone.ok:
+            return alone
+        tried = (one.taken, *one.others, alone.taken)
+        needs = next(trial.row["memory"] for trial in tried if trial.row)
+        left = self._situation(name, request, one.engine)
+        cards = left.accelerators.cards
+        trouble = self._problems.make(
+            "engines-together",
+            engine=one.engine,
+            model=request.model,
+            standing=beside.in_words(stays),
+            needed=beside.amounts(needs["gpu_bytes_per_device"], needs["host_bytes"]),
+            taken=beside.amounts([card.taken for card in cards], beside.taken_on_host(stays)),
+            left=beside.amounts([card.free for card in cards], left.host["memory_bytes"]),
+        )
+        said = [problem for problem in one.taken.problems if problem["severity"] != "error"]
+        return replace(one, taken=replace(one.taken, problems=(trouble, *said)))
 
     def _order(self, request: Request) -> list[str]:
         engines = self.catalogue["engines"]
@@ -467,6 +522,9 @@ class _Group:
     def _span(self, names: Sequence[str], engine: str) -> dict[str, Attempt]:
         """One model over several equal hosts: cards of a host share layers, hosts follow each other."""
         first, wished = names[0], self.request.nodes
+        for name in names:
+            if trouble := self._never_beside(name, self.request, engine, names):
+                return {host: Attempt(engine, Trial("", (trouble,))) for host in names}
         situations = {name: self._situation(name, self.request, engine) for name in names}
         for name in names[1:]:
             a, b = self._accelerators[first].cards, self._accelerators[name].cards
@@ -574,6 +632,7 @@ class _Group:
             "capacity": dict(row["capacity"]),
             "sampling": dict(self.model.get("sampling", {})),
             "driver": self._driver_row(name, row, engine["driver"]),
+            "beside": {key: dict(kept) for key, kept in self._beside(name, request, one.engine).items()},
             **({"build": row["build"]} if "build" in row else {}),
             "environment": dict(row["environment"]),
             "command": list(row["command"]),
@@ -692,8 +751,14 @@ class _Group:
             if variable in ports
         }
         found: list[Problem] = []
-        for row in self.hosts[name].get("listeners", []):
-            if row["port"] not in wanted or row.get("owner") == "dsprov":
+        # Our own make room for what is planned, unless they are to serve beside it.
+        held = [row for row in self.hosts[name].get("listeners", []) if row.get("owner") != "dsprov"]
+        held += [
+            {"port": beside.port(row, self._port_of(key)), "process": key}
+            for key, row in self._beside(name, request, engine_name).items()
+        ]
+        for row in held:
+            if row["port"] not in wanted:
                 continue
             problem = self._problems.make(
                 "port-in-use",
@@ -705,6 +770,10 @@ class _Group:
             if problem not in found:  # One process may listen on IPv4 and IPv6.
                 found.append(problem)
         return found
+
+    def _port_of(self, engine_name: str) -> int:
+        """An engine's own port, by the catalogue; 0 where that does not know the engine."""
+        return int(self.catalogue["engines"].get(engine_name, {}).get("port", 0))
 
     # -- ways out ----------------------------------------------------------------------------------
 
@@ -739,6 +808,8 @@ class _Group:
     def _installs(self, name: str) -> Iterator[dict[str, Any]]:
         """Changes with which this release can install on this host, not only plan."""
         for engine in self._installed():
+            if engine in self._beside(name, self.request, self.request.engine):
+                continue
             row = self.catalogue["engines"][engine]
             wish = replace(
                 self.request, engine=engine, variant="auto", kv_cache_type="auto", placement="auto"
@@ -775,6 +846,8 @@ class _Group:
                 continue
             if wish == self.request:
                 continue
+            if change.get("engine") in self._beside(name, wish, self.request.engine):
+                continue  # It has a model of its own, which this would take away.
             if any(self._attempt(name, wish, engine).ok for engine in self._order(wish)):
                 if change not in self._helped:
                     self._helped.append(change)

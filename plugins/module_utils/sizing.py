@@ -412,6 +412,7 @@ def fit_tensors(
     pipeline: int,
     context: int,
     parallel: int,
+    utilisation: float = VLLM_UTILISATION,
 ) -> TensorFit:
     """Memory of the fullest of `tensor` x `pipeline` equal devices of `card` bytes.
 
@@ -450,7 +451,7 @@ def fit_tensors(
     else:
         wide = 2 * feed["intermediate"] // tensor + 4 * shape["hidden"]
         beside = VLLM_DENSE_OVERHEAD + 4 * batched * wide
-    budget = int(card * VLLM_UTILISATION)
+    budget = int(card * utilisation)
     block = VLLM_BLOCK
     tokens = max(0, (budget - own - beside) // (kv * block)) * block
     wished = math.ceil(context / block) * block * max(1, parallel) * kv

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import commands, sizing
+from ansible_collections.dsprov.appliance.plugins.module_utils import beside, commands, sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Card
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, human_bytes
 from ansible_collections.dsprov.appliance.plugins.module_utils.trials import (
@@ -85,10 +85,10 @@ def precision_problem(situation: Situation, name: str, variant: Mapping[str, Any
 
 @dataclass(frozen=True)
 class _Share:
-    """Equal use of some cards by vLLM: each as if it had the smallest one's memory."""
+    """Equal use of some cards by vLLM: each as if it had what the smallest one has."""
 
     fit: sizing.TensorFit
-    memory: int
+    free: int
 
 
 def _tensor_trial(situation: Situation, name: str, variant: Mapping[str, Any]) -> Trial:
@@ -98,31 +98,33 @@ def _tensor_trial(situation: Situation, name: str, variant: Mapping[str, Any]) -
         return Trial(name, (wrong,))
     cards = situation.usable(situation.engine.get("precisions", {}).get(variant["precision"]))
 
-    def share(memory: int, tensor: int) -> _Share:
+    def share(free: int, tensor: int) -> _Share:
+        among = [card for card in cards if card.free >= free]
         fit = sizing.fit_tensors(
             model,
             variant,
-            memory,
+            min(card.memory for card in among),
             tensor=tensor,
             pipeline=1,
             context=request.context_length,
             parallel=request.parallel,
+            utilisation=beside.utilisation(among),
         )
-        return _Share(fit, memory)
+        return _Share(fit, free)
 
     shares: list[_Share] = []
     uneven: list[int] = []
-    for memory in sorted({card.memory for card in cards}, reverse=True):
-        count = sum(card.memory >= memory for card in cards)
+    for free in sorted({card.free for card in cards}, reverse=True):
+        count = sum(card.free >= free for card in cards)
         sizes = sizing.tensor_sizes(model, variant, count)
-        shares += [share(memory, size) for size in sizes]
-        if count not in sizes and share(memory, count).fit.needed <= share(memory, count).fit.budget:
+        shares += [share(free, size) for size in sizes]
+        if count not in sizes and share(free, count).fit.needed <= share(free, count).fit.budget:
             uneven.append(count)
     good = [one for one in shares if one.fit.needed <= one.fit.budget]
     found: list[Problem] = []
     best = max(good or shares, key=lambda one: (one.fit.budget - one.fit.needed, one.fit.tensor))
     if good:
-        best = max(good, key=lambda one: (one.fit.tensor, one.memory))
+        best = max(good, key=lambda one: (one.fit.tensor, one.free))
     elif uneven:
         found.append(
             problems.make(
@@ -136,7 +138,7 @@ def _tensor_trial(situation: Situation, name: str, variant: Mapping[str, Any]) -
         )
     else:
         found.append(gpu_memory(situation, name, best.fit, len(cards)))
-    used = [card for card in cards if card.memory >= best.memory][: best.fit.tensor]
+    used = [card for card in cards if card.free >= best.free][: best.fit.tensor]
     return tensor_row(situation, name, best.fit, used, found)
 
 
@@ -188,7 +190,8 @@ def tensor_row(
     )
     # It takes its whole share, whatever weights leave of it for the cache; what is refused shows its need.
     fits = fit.needed <= fit.budget
-    takes = [int(card.memory * sizing.VLLM_UTILISATION) if fits else fit.needed for card in used]
+    share = beside.utilisation(used) if used else None
+    takes = [int(card.memory * share) if fits and share else fit.needed for card in used]
     sizes = sizes_by_card(situation, used, takes)
     if len(used) < len(sizes):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index, size in enumerate(sizes) if size)
@@ -200,7 +203,7 @@ def tensor_row(
         request.model,
         situation.port,
         fit,
-        utilisation=sizing.VLLM_UTILISATION if used else None,
+        utilisation=share,
         context=request.context_length,
         parallel=parallel,
         half=variant["precision"] == "int4_awq" and any(c < (8, 0) for c in capabilities),

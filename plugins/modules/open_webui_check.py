@@ -41,11 +41,13 @@ options:
       - People may change the password in the browser; the file is then out of date, which is worth a warning.
     type: bool
     default: false
-  model:
-    description: Model that has to be in the list of a signed-in user; not looked for if unset.
-    type: str
+  models:
+    description: Models that have to be in the list of a signed-in user.
+    type: list
+    elements: str
+    default: []
   wait_model:
-    description: Seconds to wait for the model to be in the list.
+    description: Seconds to wait for them to be in the list.
     type: int
     default: 30
   hint:
@@ -68,7 +70,7 @@ EXAMPLES = r"""
     version: 0.11.3
     email: admin@localhost
     password_file: /etc/dsprov/secrets/open-webui-admin-password
-    model: smollm2:135m
+    models: [smollm2:135m]
 """
 
 RETURN = r"""
@@ -132,7 +134,7 @@ class OpenWebuiCheck:
         self._closed()
         token = self._sign_in()
         if token:
-            self._model(token)
+            self._models(token)
         return self.proof
 
     def _healthy(self) -> None:
@@ -200,18 +202,18 @@ class OpenWebuiCheck:
         self.proof.warnings.append(message)
         return ""
 
-    def _model(self, token: str) -> None:
+    def _models(self, token: str) -> None:
         start = time.monotonic()
-        wanted = self.params["model"]
         while True:
             status, answer = call(f"{self.url}/api/models", token=token)
             rows = answer.get("data", []) if isinstance(answer, dict) else []
             self.proof.models = sorted(str(row.get("id", "")) for row in rows if isinstance(row, dict))
-            if status == 200 and (not wanted or wanted in self.proof.models):
+            missing = [name for name in self.params["models"] if name not in self.proof.models]
+            if status == 200 and not missing:
                 return
             if time.monotonic() - start >= self.params["wait_model"]:
                 raise CheckError(
-                    f"Open WebUI at {self.url} does not offer the model '{wanted}' (it offers: "
+                    f"Open WebUI at {self.url} does not offer the model '{', '.join(missing)}' (it offers: "
                     f"{', '.join(self.proof.models) or 'none'}); does the engine answer at its /v1/models?"
                 )
             time.sleep(self.pause)
@@ -228,7 +230,7 @@ def main() -> None:
             # A path, not a secret.
             "password_file": {"type": "path", "required": True, "no_log": False},
             "signin_required": {"type": "bool", "default": False},
-            "model": {"type": "str"},
+            "models": {"type": "list", "elements": "str", "default": []},
             "wait_model": {"type": "int", "default": 30},
             "hint": {"type": "str", "default": ""},
         },

@@ -291,14 +291,16 @@ def is_ours(pid: int) -> bool:
 
 
 def recorded() -> dict[str, Any]:
-    """What earlier runs left here: bytes on the disk, engine and model that serve, and its group of hosts."""
+    """What earlier runs left here: bytes on the disk, engines that serve, the last one's model and group."""
     try:
         record = json.loads(read(STATE) or "{}")
-        finished, engine = int(record.get("disk_bytes", 0)), record.get("engine")
-        model = record.get("model")
+        finished, model = int(record.get("disk_bytes", 0)), record.get("model")
+        # Earlier releases wrote down the engine's name alone.
+        engines = record.get("engines") or ({str(record["engine"]): {}} if "engine" in record else {})
+        engines = {name: row for name, row in engines.items() if isinstance(row, dict)}
         group = [str(name) for name in record.get("group") or []]
     except (ValueError, TypeError, AttributeError):
-        finished, engine, model, group = 0, None, None, []
+        finished, model, engines, group = 0, None, {}, []
     weights = 0
     for folder, _folders, names in os.walk(MODELS):
         for name in names:
@@ -306,8 +308,8 @@ def recorded() -> dict[str, Any]:
             with contextlib.suppress(OSError):
                 weights += os.lstat(os.path.join(folder, name)).st_blocks * 512
     found: dict[str, Any] = {"delivered_bytes": max(finished, weights)}
-    if isinstance(engine, str):
-        found["installed_engine"] = engine
+    if engines:
+        found["installed_engines"] = engines
     if isinstance(model, str):
         found["installed_model"] = model
     return {**found, "installed_group": group} if group else found

@@ -38,7 +38,7 @@ EXAMPLES = r"""
 RETURN = r"""
 status:
   description: C(installed), the recorded C(tier), C(model), C(access), and C(services), each with C(name),
-    C(healthy), C(version), C(state) and C(detail).
+    C(model) of an engine, C(healthy), C(version), C(state) and C(detail).
   returned: always
   type: dict
   sample: {"installed": true, "healthy": true, "tier": "demo", "services": []}
@@ -100,6 +100,7 @@ def look(service: dict[str, Any], timeout: int) -> dict[str, Any]:
     """One service: it is healthy when its unit or container runs and everything asked of it answers."""
     row: dict[str, Any] = {
         "name": service["name"],
+        "model": service.get("model"),
         "version": None,
         "state": "unknown",
         "healthy": False,

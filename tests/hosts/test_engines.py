@@ -1,4 +1,5 @@
-"""Engines on one living host: another takes over and no chat is lost; whatever breaks one, people are served.
+"""Engines on one living host: another takes over, or stands beside, and no chat is lost; whatever breaks one,
+people are served.
 
 Slow: llama.cpp is built on the host. What the lab has compiled once is compiled no more.
 """
@@ -9,13 +10,18 @@ import json
 import subprocess
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from ansible_collections.dsprov.appliance.plugins.module_utils.planner import plan
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import catalogue, tier_variables
+from ansible_collections.dsprov.appliance.plugins.plugin_utils.requests import request_from
 from tests.lab import chat
 
 from .conftest import DSPROV, LAB, PROJECT, Lab, Run, dsprov, hosts_of
@@ -95,6 +101,26 @@ class Appliance:
         with chat.tunnel(host, port) as (base,):
             found: dict[str, Any] = chat.call(model, f"{base}/v1/chat/completions", body, key)
         return found
+
+    def engines(self) -> dict[str, str]:
+        """Every engine that the record names, with an answer of its own."""
+        host, answers = chat.target(self.lab.inventory, "t12"), {}
+        for name, row in self.record()["engines"].items():
+            key = chat.read_on_host(host, row["api_key_file"]) if "api_key_file" in row else ""
+            with chat.tunnel(host, urlsplit(row["base_url"]).port or 0) as (base,):
+                answers[name] = chat.ask(name, f"{base}/v1/chat/completions", row["model"], "hi", key)
+        return answers
+
+    def offered(self) -> dict[str, str]:
+        """Every model that Open WebUI offers, with an answer through it."""
+        host = chat.target(self.lab.inventory, "t12")
+        password = chat.read_on_host(host, chat.ON_HOST)
+        with chat.tunnel(host, 8080) as (base,):
+            account = {"email": chat.EMAIL, "password": password}
+            token = str(chat.call("sign-in", f"{base}/api/v1/auths/signin", account)["token"])
+            rows = chat.call("models", f"{base}/api/models", token=token)["data"]
+            url = f"{base}/api/chat/completions"
+            return {row["id"]: chat.ask(row["id"], url, row["id"], "hi", token) for row in rows}
 
     def chats(self) -> dict[str, Any]:
         """Every chat that people have had: its id and all that was said."""
@@ -196,6 +222,77 @@ def test_again_changes_nothing_and_restarts_nothing(appliance: Appliance) -> Non
     assert run.code == 0
     assert run.document["hosts"]["t12"]["changed"] == 0, run.document["hosts"]["t12"]["changed_tasks"]
     assert (appliance.unit(LLAMA), appliance.sh(look)) == before
+
+
+SECOND = "second:135m"
+BESIDE = {
+    "dsprov_beside": True,
+    # The same weights by another name, so that both engines' models can be told apart.
+    "dsprov_model": SECOND,
+    "dsprov_models": {SECOND: catalogue()["models"]["smollm2:135m"]},
+}
+
+
+def test_an_engine_that_does_not_start_leaves_the_one_beside_it(appliance: Appliance) -> None:
+    appliance.serve("ollama")
+    ollama, record = appliance.unit(OLLAMA), appliance.record()
+    run = appliance.install("llama_cpp", llama_cpp_arguments=["--ctx-size", "nonsense"], **BESIDE)
+    assert run.code == 1
+    assert "ollama serves as before" in run.errors[0]
+    assert appliance.unit(LLAMA)["ActiveState"] == "inactive"
+    assert appliance.unit(LLAMA)["UnitFileState"] == "disabled"
+    assert appliance.unit(OLLAMA) == ollama
+    assert appliance.record() == record
+    appliance.assert_people_are_served("ollama")
+
+
+def test_two_engines_beside_each_other_and_one_again(appliance: Appliance) -> None:
+    appliance.serve("ollama")
+    before, ollama = appliance.chats(), appliance.unit(OLLAMA)
+    run = appliance.install("llama_cpp", **BESIDE)
+    assert run.code == 0, run.err
+    assert appliance.unit(OLLAMA) == ollama
+    assert appliance.unit(LLAMA)["ActiveState"] == "active"
+    assert appliance.unit(LLAMA)["UnitFileState"] == "enabled"
+    assert appliance.healthy() == {"docker": True, "llama_cpp": True, "ollama": True, "open_webui": True}
+    assert sorted(appliance.engines()) == ["llama_cpp", "ollama"]
+    assert sorted(appliance.offered()) == [SECOND, "smollm2:135m"]
+    assert appliance.chats() == before
+
+    look = "docker inspect --format '{{.State.StartedAt}}' dsprov-open-webui"
+    standing = appliance.unit(OLLAMA), appliance.unit(LLAMA), appliance.sh(look)
+    run = appliance.install("llama_cpp", **BESIDE)
+    assert run.code == 0, run.err
+    assert run.document["hosts"]["t12"]["changed"] == 0, run.document["hosts"]["t12"]["changed_tasks"]
+    assert (appliance.unit(OLLAMA), appliance.unit(LLAMA), appliance.sh(look)) == standing
+
+    # As many requests at once as the host has memory for, were llama.cpp alone on it.
+    facts = dsprov("probe", "-i", appliance.lab.inventory, "--json").document
+    assert sorted(facts["hosts"]["t12"].pop("installed_engines")) == ["llama_cpp", "ollama"]
+    request, _found = request_from({**tier_variables("demo"), "dsprov_engine": "llama_cpp"})
+    assert request is not None
+
+    def refused(parallel: int) -> bool:
+        return not plan(facts, replace(request, parallel=parallel), catalogue())["ok"]
+
+    most = bisect_left(range(1, 4096), True, key=refused)
+    found = appliance.lab.fingerprint("t12")
+    run = appliance.install("llama_cpp", **BESIDE, dsprov_parallel=most)
+    assert run.code == 3
+    assert len(run.errors) == 1
+    assert f"llama_cpp with {SECOND} needs RAM" in run.errors[0]
+    assert "beside ollama (smollm2:135m), which has RAM" in run.errors[0]
+    assert appliance.lab.fingerprint("t12") == found
+    assert (appliance.unit(OLLAMA), appliance.unit(LLAMA), appliance.sh(look)) == standing
+
+    run = appliance.install("ollama")
+    assert run.code == 0, run.err
+    assert appliance.unit(OLLAMA) == ollama
+    assert appliance.unit(LLAMA)["ActiveState"] == "inactive"
+    assert appliance.unit(LLAMA)["UnitFileState"] == "disabled"
+    assert sorted(appliance.record()["engines"]) == ["ollama"]
+    appliance.assert_people_are_served("ollama")
+    assert appliance.chats() == before
 
 
 def test_one_server_for_several_models(appliance: Appliance) -> None:

@@ -42,9 +42,8 @@ def report(outcome: Outcome) -> None:
         click.echo(f"{name}: {status['tier']} · {status['model']} · {status['when']}")
         for service in status["services"]:
             health = t("healthy", "健康") if service["healthy"] else t("NOT HEALTHY", "异常")
-            click.echo(
-                f"  {service['name']:<12} {service['version'] or '-':<18} {health}  {service['detail']}"
-            )
+            rest = service["detail"] or service.get("model") or ""
+            click.echo(f"  {service['name']:<12} {service['version'] or '-':<18} {health}  {rest}".rstrip())
 
 
 @click.command(help="Look whether every service is healthy. Exit code 1 where one is not.")

@@ -72,7 +72,7 @@ def prove(server: Any, tmp_path: Path, **changes: Any) -> open_webui_check.Proof
         "email": "admin@localhost",
         "password_file": str(file),
         "signin_required": True,
-        "model": "smollm2:135m",
+        "models": ["smollm2:135m"],
         "wait_model": 0,
         "hint": "docker logs x",
     }

@@ -61,6 +61,7 @@ def look(tmp_path: Path, base: str, key: str | None, model: str = "m:1b") -> dic
 def test_a_service_is_asked_with_its_key(tmp_path: Path, base: str) -> None:
     row = look(tmp_path, base, KEY)
     assert (row["healthy"], row["version"], row["detail"]) == (True, "b11434", "")
+    assert row["model"] == "m:1b"
 
 
 @pytest.mark.parametrize("key", [None, "another"])

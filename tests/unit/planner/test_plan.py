@@ -1014,3 +1014,152 @@ def test_a_toolkit_that_is_asked_for_is_taken_or_refused() -> None:
     made = asked(new, "llama_cpp", "12.8")
     assert made["ok"]
     assert made["hosts"][0]["build"]["cuda"] == "12.8"
+
+
+# -- engines side by side --------------------------------------------------------------------------
+
+
+def standing(made: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """What the host's record says after an install of this plan, as `probe` reads it."""
+    (row,) = made["hosts"]
+    memory = {key: row["memory"][key] for key in ("gpu_bytes_per_device", "host_bytes")}
+    return {**row["beside"], row["engine"]: {"model": row["model"], **memory, **changes}}
+
+
+def test_an_engine_is_planned_in_the_memory_that_another_leaves() -> None:
+    host = machine(gpus=cards(2))
+    first = make("basic", host, engine="ollama")
+    host["installed_engines"] = standing(first)
+    made = make("basic", host, engine="llama_cpp", beside=True)
+    assert made["ok"], made["problems"]
+    (row,) = made["hosts"]
+    assert row["beside"] == host["installed_engines"]
+    # Ollama has the first card; where nothing stood, llama.cpp would take it too.
+    assert [size > 0 for size in first["hosts"][0]["memory"]["gpu_bytes_per_device"]] == [True, False]
+    assert [size > 0 for size in row["memory"]["gpu_bytes_per_device"]] == [False, True]
+    assert "--main-gpu 1" in " ".join(row["command"])
+    # Whoever does not ask for it gets the whole host.
+    (alone,) = make("basic", host, engine="llama_cpp")["hosts"]
+    assert alone == make("basic", machine(gpus=cards(2)), engine="llama_cpp")["hosts"][0]
+    assert alone["beside"] == {}
+
+
+def test_a_run_again_of_either_engine_plans_the_same() -> None:
+    host = machine(gpus=cards(1, memory_bytes=16 * GIB))
+    first = make("basic", host, engine="ollama")
+    wishes: dict[str, Any] = {"engine": "vllm", "model": "deepseek-r1:1.5b", "parallel": 1, "beside": True}
+    second = make("basic", {**host, "installed_engines": standing(first)}, **wishes)
+    assert second["ok"], second["problems"]
+    both = {**host, "installed_engines": standing(second)}
+    assert sorted(both["installed_engines"]) == ["ollama", "vllm"]
+    assert make("basic", both, **wishes) == second
+    # The first one, asked for again, has no more and no less room than vLLM leaves.
+    assert make("basic", both, engine="ollama", beside=True)["ok"]
+
+
+def test_engines_that_do_not_fit_together_are_refused_with_figures() -> None:
+    host = machine(memory_bytes=1_600_000_000)
+    first = make("demo", host, engine="ollama")
+    host["installed_engines"] = standing(first)
+    made = make("demo", host, engine="llama_cpp", beside=True)
+    assert codes(made) == ["engines-together"]
+    (trouble,) = made["problems"]
+    for words in ("ollama (smollm2:135m)", "needs RAM 1.6 GB", "has RAM 517.2 MB", "leaves RAM 1.1 GB"):
+        assert words in trouble["message"]["en"]
+    assert "dsprov_beside=false" in trouble["remedy"]["en"]
+    assert make("demo", host, engine="llama_cpp")["ok"]
+    # What does not fit alone either is not the other engine's fault.
+    assert codes(make("basic", host, engine="llama_cpp", beside=True)) == ["host-memory"]
+
+
+@pytest.mark.parametrize(("taken", "share"), [(0, "0.92"), (GIB, "0.878"), (12 * GIB, "0.419")])
+def test_vllm_takes_the_share_of_a_card_that_is_left(taken: int, share: str) -> None:
+    stays = {"ollama": {"model": "other", "host_bytes": 2 * GIB, "gpu_bytes_per_device": [taken]}}
+    host = machine(gpus=cards(1), installed_engines=stays)
+    made = make("basic", host, engine="vllm", model="deepseek-r1:1.5b", beside=True)
+    assert made["ok"], made["problems"]
+    (row,) = made["hosts"]
+    command = row["command"]
+    assert command[command.index("--gpu-memory-utilization") + 1] == share
+    (claim,) = row["memory"]["gpu_bytes_per_device"]
+    card = host["gpus"][0]["memory_bytes"]
+    assert claim == int(card * float(share))
+    # As much as it leaves to everybody where it is alone.
+    assert claim + taken <= card * 0.92
+
+
+def test_vllm_shares_cards_by_what_is_left_on_the_fullest() -> None:
+    stays = {"ollama": {"host_bytes": 2 * GIB, "gpu_bytes_per_device": [0, 10 * GIB]}}
+    host = machine(gpus=cards(2), installed_engines=stays)
+    both = make("basic", host, engine="vllm", beside=True)["hosts"][0]
+    assert both["placement"]["tensor_parallel"] == 2
+    assert len(set(both["memory"]["gpu_bytes_per_device"])) == 1
+    stays["ollama"]["gpu_bytes_per_device"] = [20 * GIB, 0]
+    one = make("basic", host, engine="vllm", beside=True)["hosts"][0]
+    assert one["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+    assert one["command"][one["command"].index("--gpu-memory-utilization") + 1] == "0.92"
+
+
+def test_vllm_that_stands_has_its_share_of_the_whole_card() -> None:
+    host = machine(gpus=cards(1))
+    first = make("basic", host, engine="vllm", model="deepseek-r1:1.5b")
+    host["installed_engines"] = standing(first)
+    card = host["gpus"][0]["memory_bytes"]
+    assert host["installed_engines"]["vllm"]["gpu_bytes_per_device"] == [int(card * 0.92)]
+    made = make("basic", host, engine="llama_cpp", beside=True)
+    assert "part-on-cpu" in codes(made)
+    assert made["hosts"][0]["memory"]["gpu_bytes_per_device"][0] <= card - int(card * 0.92)
+    refused = make("basic", {**host, "memory_bytes": 16 * GIB}, engine="llama_cpp", beside=True)
+    assert "engines-together" in codes(refused)
+
+
+def test_what_a_record_does_not_say_is_not_guessed() -> None:
+    host = machine(installed_engines={"ollama": {}})
+    assert codes(make("demo", host, engine="llama_cpp", beside=True)) == ["engines-unrecorded"]
+    assert make("demo", host, engine="llama_cpp")["ok"]
+    assert make("demo", host, engine="ollama", beside=True)["ok"]
+
+
+def test_hosts_that_share_a_model_serve_nothing_beside_it() -> None:
+    stays = {"installed_engines": {"ollama": {"host_bytes": GIB}}}
+    hosts = {name: {**host, **stays} for name, host in h20s("a", "b").items()}
+    made = make_own("tiny-v3", hosts, nodes=2, placement="tensor", beside=True)
+    assert set(codes(made)) == {"engines-group"}
+    assert make_own("tiny-v3", hosts, nodes=1, beside=True)["ok"]
+    shared = {"installed_engines": {"vllm": {"host_bytes": GIB, "gpu_bytes_per_device": [GIB]}}}
+    pair = {name: {**host, **shared} for name, host in living(("a", "b")).items()}
+    beside = plan(
+        {"schema": 1, "hosts": pair}, request_for("basic", engine="ollama", beside=True), catalogue()
+    )
+    assert set(codes(beside)) == {"engines-group"}
+    # The group itself, run again, stands beside nobody.
+    assert make_own("tiny-v3", pair, nodes=2, placement="tensor", beside=True)["ok"]
+
+
+def test_a_port_of_an_engine_that_stays_is_taken() -> None:
+    stays = {"ollama": {"host_bytes": GIB, "base_url": "http://127.0.0.1:11500/v1"}}
+    host = machine(
+        installed_engines=stays,
+        listeners=[{"port": 11500, "owner": "dsprov", "process": "ollama", "pid": 7}],
+    )
+
+    def asked(**variables: Any) -> list[str]:
+        request, _found = request_from({**tier_variables("demo"), "dsprov_engine": "llama_cpp", **variables})
+        assert request is not None
+        return codes(plan({"schema": 1, "hosts": {"gpu01": host}}, request, catalogue()))
+
+    assert asked(llama_cpp_port=11500, dsprov_beside=True) == ["port-in-use"]
+    assert asked(open_webui_port=11500, dsprov_beside=True) == ["port-in-use"]
+    assert asked(dsprov_beside=True) == asked(llama_cpp_port=11434, dsprov_beside=True) == []
+    # It makes room where it does not stay.
+    assert asked(llama_cpp_port=11500) == []
+    # Without an address of its own it has the catalogue's port.
+    del stays["ollama"]["base_url"]
+    assert asked(llama_cpp_port=11434, dsprov_beside=True) == ["port-in-use"]
+
+
+def test_a_remedy_takes_nobody_elses_model_away() -> None:
+    stays = {"ollama": {"model": "other", "host_bytes": 2 * GIB, "gpu_bytes_per_device": [13 * GIB]}}
+    made = make("basic", machine(gpus=cards(1), installed_engines=stays), engine="vllm", beside=True)
+    assert "engines-together" in codes(made)
+    assert all("dsprov_engine=ollama" not in problem["remedy"]["en"] for problem in made["problems"])

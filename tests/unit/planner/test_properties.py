@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.dsprov.appliance.plugins.module_utils import beside
 from ansible_collections.dsprov.appliance.plugins.module_utils.planner import Request, plan
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import ProblemError
 from ansible_collections.dsprov.appliance.plugins.plugin_utils.catalogue import (
@@ -42,6 +44,16 @@ hosts = st.builds(
     gpus=gpus,
     disks=st.just([]) | st.integers(0, 9000 * GB).map(lambda free: [{"mount": "/", "free_bytes": free}]),
     delivered_bytes=st.integers(0, 30 * GB),
+    # What stands there counts where it is to stay.
+    installed_engines=st.just({})
+    | st.dictionaries(
+        st.sampled_from(sorted(catalogue()["engines"])),
+        st.fixed_dictionaries(
+            {"model": st.just("other"), "host_bytes": st.integers(0, 64 * GIB)},
+            optional={"gpu_bytes_per_device": st.lists(st.integers(0, 80 * GIB), max_size=4)},
+        ),
+        max_size=2,
+    ),
 )
 WISHES = [
     (name, variant)
@@ -58,9 +70,22 @@ requests = st.builds(
     parallel=st.integers(0, 64),
     kv_cache_type=st.sampled_from(["auto", "auto", "f16", "q8_0", "q4_0"]),
     require_gpu=st.booleans(),
+    beside=st.booleans(),
     web_ui=st.booleans(),
 )
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@EXAMPLES
+@given(host=hosts, request=requests)
+def test_a_run_again_plans_what_the_first_one_did(host: dict[str, Any], request: Request) -> None:
+    """What a plan adds to the engines of a host does not count against itself."""
+    first = plan_one(host, request)
+    if not first["ok"]:
+        return
+    (row,) = first["hosts"]
+    stays = {**row["beside"], row["engine"]: {"model": row["model"], **row["memory"]}}
+    assert plan_one({**host, "installed_engines": stays}, request)["hosts"] == first["hosts"]
 
 
 def plan_one(host: dict[str, Any], request: Request) -> dict[str, Any]:
@@ -75,8 +100,9 @@ def test_a_plan_that_is_ok_stays_within_the_machine(host: dict[str, Any], reques
         assert any(problem["severity"] == "error" for problem in made["problems"])
         return
     (row,) = made["hosts"]
-    memory = row["memory"]
-    assert memory["host_bytes"] <= host["memory_bytes"]
+    memory, stays = row["memory"], row["beside"]
+    assert set(stays) == (host["installed_engines"].keys() - {row["engine"]} if request.beside else set())
+    assert memory["host_bytes"] + beside.taken_on_host(stays) <= host["memory_bytes"]
     for disk in host["disks"]:
         assert memory["disk_bytes"] - host["delivered_bytes"] <= disk["free_bytes"]
     cards = [
@@ -86,7 +112,12 @@ def test_a_plan_that_is_ok_stays_within_the_machine(host: dict[str, Any], reques
         if card["vendor"] == "nvidia" and card.get("memory_bytes")
     ]
     assert len(memory["gpu_bytes_per_device"]) == len(cards)
-    assert all(need <= have for need, have in zip(memory["gpu_bytes_per_device"], cards, strict=True))
+    needs = [
+        sum(sizes)
+        for sizes in zip_longest(memory["gpu_bytes_per_device"], beside.taken_on_cards(stays), fillvalue=0)
+    ]
+    used = [size > 0 for size in memory["gpu_bytes_per_device"]]
+    assert all(need <= have for need, have, use in zip(needs, cards, used, strict=False) if use)
     place = row["placement"]
     assert 0 <= place["gpu_layers"] <= place["total_layers"]
     assert row["context"]["parallel"] >= max(1, request.parallel)
@@ -194,6 +225,16 @@ def whole() -> dict[str, Any]:
         },
         listeners=[{"port": 22, "address": "::", "process": "sshd", "pid": 1, "owner": None}],
         delivered_bytes=0,
+        installed_engines={
+            "vllm": {
+                "model": "other",
+                "gpu_bytes_per_device": [GIB],
+                "host_bytes": GIB,
+                "base_url": "http://127.0.0.1:11436/v1",
+                "api_key_file": "/etc/key",
+                "service": {"name": "vllm"},
+            }
+        },
     )
     return {"schema": 1, "hosts": {"gpu01": host}}
 
@@ -216,7 +257,7 @@ def plan_or_refuse(document: Any) -> None:
         assert "facts.yml" in error.problem["message"]["en"]
         return
     if document["hosts"]:
-        made = plan(document, Request("demo", "smollm2:135m", channel="auto"), catalogue())
+        made = plan(document, Request("demo", "smollm2:135m", channel="auto", beside=True), catalogue())
         json.dumps(made)
 
 
