@@ -19,6 +19,7 @@ from tests.fixtures.emitted import group_rows, hosts
 ENGINES = ("ktransformers", "llama_cpp", "vllm")
 # What a role sets beside the plan: where caches go, and the mark of what runs.
 OWN = {
+    "CUDA_HOME",
     "DSPROV_DIGEST",
     "HOME",
     "PATH",
@@ -55,6 +56,7 @@ def unit_of(engine: str, row: dict[str, Any]) -> str:
             f"{engine}_environment": row["environment"],
             f"{engine}_build": "cuda",
             f"{engine}_backend": "cuda",
+            "cuda_toolkit_contract": {"path": "/opt/dsprov/cuda/13"},
         }
     )
 

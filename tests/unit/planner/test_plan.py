@@ -1045,7 +1045,7 @@ def test_an_engine_is_planned_in_the_memory_that_another_leaves() -> None:
 
 
 def test_a_run_again_of_either_engine_plans_the_same() -> None:
-    host = machine(gpus=cards(1, memory_bytes=16 * GIB))
+    host = machine(gpus=cards(1, memory_bytes=20 * GIB))
     first = make("basic", host, engine="ollama")
     wishes: dict[str, Any] = {"engine": "vllm", "model": "deepseek-r1:1.5b", "parallel": 1, "beside": True}
     second = make("basic", {**host, "installed_engines": standing(first)}, **wishes)
