@@ -17,7 +17,11 @@ from urllib.parse import urlsplit
 
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Accelerators, Card
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import human_bytes
-from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import SYSTEM_RESERVE, VLLM_UTILISATION
+from ansible_collections.dsprov.appliance.plugins.module_utils.sizing import (
+    GPU_MARGIN,
+    SYSTEM_RESERVE,
+    VLLM_UTILISATION,
+)
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -38,6 +42,11 @@ def taken_on_host(rows: Rows) -> int:
     return sum(max(0, row["host_bytes"] - SYSTEM_RESERVE) for row in rows.values())
 
 
+def taken_on_disk(rows: Rows) -> int:
+    """Bytes that engines and their weights take on the disk."""
+    return sum(row.get("disk_bytes", 0) for row in rows.values())
+
+
 def taken_on_cards(rows: Rows) -> list[int]:
     """Bytes that engines take on each card, in the driver's order."""
     sizes = (row.get("gpu_bytes_per_device", []) for row in rows.values())
@@ -50,6 +59,17 @@ def narrowed(accelerators: Accelerators, rows: Rows) -> Accelerators:
     taken += [0] * (len(accelerators.cards) - len(taken))
     pairs = zip(accelerators.cards, taken, strict=False)
     return replace(accelerators, cards=tuple(replace(card, taken=size) for card, size in pairs))
+
+
+def budget(card: Card) -> int:
+    """The memory of a card for an engine that leaves `GPU_MARGIN` of it free by itself.
+
+    Engines that share a card keep to vLLM's share of it together, whoever came first: with margins of their
+    own each would grow into the other's, and a run again would plan another thing.
+    """
+    if not card.taken:
+        return card.memory
+    return max(0, math.ceil((VLLM_UTILISATION * card.memory - card.taken) / (1 - GPU_MARGIN)))
 
 
 def utilisation(cards: Iterable[Card]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import commands, sizing
+from ansible_collections.dsprov.appliance.plugins.module_utils import beside, commands, sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, human_bytes
 from ansible_collections.dsprov.appliance.plugins.module_utils.trials import (
     KNEE_BITS,
@@ -108,8 +108,8 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
     cards = situation.usable(None)
     parallel = request.parallel or 1
     choices: list[tuple[sizing.ExpertFit, int]] = []
-    for memory in sorted({card.free for card in cards}, reverse=True):
-        count = sum(card.free >= memory for card in cards)
+    for memory in sorted({beside.budget(card) for card in cards}, reverse=True):
+        count = sum(beside.budget(card) >= memory for card in cards)
         for devices in (1, 2, 4, 8):
             if devices <= count and model["attention"]["heads"] % devices == 0:
                 fit = sizing.fit_experts(
@@ -138,7 +138,7 @@ def _expert_trial(situation: Situation, method: str, name: str) -> Trial:
                 available=human_bytes(room[memory]),
             )
         )
-    used = [card for card in cards if card.free >= memory][: fit.devices]
+    used = [card for card in cards if beside.budget(card) >= memory][: fit.devices]
     disk_bytes = room_on_disk(situation, fit.disk)
     found += common_problems(situation, name, fit.host, disk_bytes, used)
     if checkpoint is not variant and "files" in variant and "files" not in checkpoint:

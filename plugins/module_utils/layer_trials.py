@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.dsprov.appliance.plugins.module_utils import commands, sizing
+from ansible_collections.dsprov.appliance.plugins.module_utils import beside, commands, sizing
 from ansible_collections.dsprov.appliance.plugins.module_utils.hardware import Card, branch, floor_of
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems
 from ansible_collections.dsprov.appliance.plugins.module_utils.trials import (
@@ -50,7 +50,7 @@ def _layer_trial(situation: Situation, name: str, variant: Mapping[str, Any]) ->
         return sizing.fit_layers(
             model,
             variant,
-            [card.free for card in cards],
+            [beside.budget(card) for card in cards],
             context=request.context_length,
             parallel=parallel,
             cache_type=cache_type,

@@ -190,6 +190,9 @@ def _preference(model: Mapping[str, Any], catalogue: Mapping[str, Any]) -> Mappi
 def _check_request(request: Request, catalogue: Mapping[str, Any], problems: Problems) -> list[Problem]:
     """What is wrong with the request itself, whatever the hosts are."""
     found: list[Problem] = []
+    if request.beside and request.engine == "auto":
+        # The hardware's own choice may be the one that stands there, whose model would then go.
+        found.append(problems.make("engine-unnamed", known=_known(catalogue["engines"])))
     model = catalogue["models"].get(request.model)
     if model is None:
         return [problems.make("model-unknown", model=request.model, known=_known(catalogue["models"]))]
@@ -318,7 +321,12 @@ class _Group:
     def _situation(self, name: str, request: Request, engine: str) -> Situation:
         host, stays = self.hosts[name], self._beside(name, request, engine)
         if stays:
-            host = {**host, "memory_bytes": max(0, host["memory_bytes"] - beside.taken_on_host(stays))}
+            host = {
+                **host,
+                "memory_bytes": max(0, host["memory_bytes"] - beside.taken_on_host(stays)),
+                # What came for them is theirs, and stays.
+                "delivered_bytes": max(0, host.get("delivered_bytes", 0) - beside.taken_on_disk(stays)),
+            }
         return Situation(
             host,
             beside.narrowed(self._accelerators[name], stays) if stays else self._accelerators[name],
@@ -373,6 +381,8 @@ class _Group:
         self, name: str, request: Request, one: Attempt, stays: Mapping[str, Mapping[str, Any]]
     ) -> Attempt:
         """The refusal of an engine beside others: in their name where it would serve without them."""
+        if any(problem["code"] == "disk-space" for problem in one.taken.problems):
+            return one  # The disk is no matter of who stands in memory.
         alone = self._attempt(name, replace(request, beside=False), one.engine)
         if not alone.ok:
             return alone

@@ -18,7 +18,7 @@ from ansible_collections.dsprov.appliance.plugins.module_utils.nvidia_driver imp
 from ansible_collections.dsprov.appliance.plugins.module_utils.problems import Problem, Problems, human_bytes
 
 # Docker, the engine's libraries (for llama.cpp also the CUDA toolkit and room to build in), in GB.
-SOFTWARE_BYTES = {"ollama": 4, "llama_cpp": 8, "vllm": 15, "ktransformers": 20}
+SOFTWARE_BYTES = {"ollama": 4, "llama_cpp": 8, "vllm": 17, "ktransformers": 20}
 GB = 1_000_000_000
 WEB_UI_BYTES = 5 * GB
 DISK_MARGIN = 0.10

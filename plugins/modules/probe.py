@@ -89,6 +89,7 @@ ASK_BYTES = 256 * 1024
 # Units and containers of ours, as named in docs/architecture.
 OUR_UNITS = ("dsprov-", "ollama.service")
 STATE = "/etc/dsprov/state.json"
+UNIT_ROOTS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 MODELS = "/var/lib/dsprov/models"
 DROP_IN = "/etc/systemd/system/ollama.service.d/dsprov.conf"
 
@@ -290,6 +291,13 @@ def is_ours(pid: int) -> bool:
     return False
 
 
+def stands(row: dict[str, Any]) -> bool:
+    """Whether an engine of the record is still there: who removed it did not write that down."""
+    service = row.get("service")
+    unit = service.get("unit") if isinstance(service, dict) else None
+    return not isinstance(unit, str) or any(os.path.exists(f"{root}/{unit}") for root in UNIT_ROOTS)
+
+
 def recorded() -> dict[str, Any]:
     """What earlier runs left here: bytes on the disk, engines that serve, the last one's model and group."""
     try:
@@ -297,7 +305,7 @@ def recorded() -> dict[str, Any]:
         finished, model = int(record.get("disk_bytes", 0)), record.get("model")
         # Earlier releases wrote down the engine's name alone.
         engines = record.get("engines") or ({str(record["engine"]): {}} if "engine" in record else {})
-        engines = {name: row for name, row in engines.items() if isinstance(row, dict)}
+        engines = {name: row for name, row in engines.items() if isinstance(row, dict) and stands(row)}
         group = [str(name) for name in record.get("group") or []]
     except (ValueError, TypeError, AttributeError):
         finished, model, engines, group = 0, None, {}, []

@@ -20,6 +20,7 @@ ROW = {
     "gpu_bytes_per_device": [],
     "host_bytes": 1590908160,
 }
+GONE = {**ROW, "service": {"name": "ollama", "unit": "ollama.service"}}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ ROW = {
             {"engine": "llama_cpp", "engines": {"llama_cpp": ROW, "ollama": ROW}},
             {"llama_cpp": ROW, "ollama": ROW},
         ),
+        # Taken away by hand, or by its role: nobody writes that down.
+        ({"engine": "llama_cpp", "engines": {"llama_cpp": ROW, "ollama": GONE}}, {"llama_cpp": ROW}),
         # A release that knew of one engine alone.
         ({"engine": "ollama", "model": "smollm2:135m", "disk_bytes": 7}, {"ollama": {}}),
         ({}, None),
@@ -41,6 +44,8 @@ def test_engines_of_a_record(
 ) -> None:
     path = tmp_path / "state.json"
     path.write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "dsprov-llama-server.service").touch()
+    monkeypatch.setattr(probe, "UNIT_ROOTS", (str(tmp_path),))
     monkeypatch.setattr(probe, "STATE", str(path))
     monkeypatch.setattr(probe, "MODELS", str(tmp_path / "models"))
     found = probe.recorded()

@@ -88,6 +88,33 @@ def test_a_run_again_plans_what_the_first_one_did(host: dict[str, Any], request:
     assert plan_one({**host, "installed_engines": stays}, request)["hosts"] == first["hosts"]
 
 
+@EXAMPLES
+@given(
+    host=hosts,
+    engines=st.permutations(["ollama", "llama_cpp", "vllm"]),
+    models=st.tuples(*[st.sampled_from(["deepseek-r1:1.5b", "deepseek-r1:7b", "deepseek-r1:32b"])] * 2),
+)
+def test_engines_that_share_a_host_take_nothing_from_each_other(
+    host: dict[str, Any], engines: list[str], models: tuple[str, str]
+) -> None:
+    """One, another beside it, then each of them again: both stay what they were."""
+    wishes = [
+        Request(tier="basic", engine=engine, model=model, parallel=parallel, beside=True)
+        for engine, model, parallel in zip(engines, models, (0, 1), strict=False)
+    ]
+    stays: dict[str, Any] = {}
+    made = []
+    for wish in [*wishes, *wishes]:
+        planned = plan_one({**host, "delivered_bytes": 0, "disks": [], "installed_engines": stays}, wish)
+        if not planned["ok"]:
+            assert len(made) < 2, planned["problems"]
+            return
+        (row,) = planned["hosts"]
+        made.append([row[key] for key in ("engine", "weights", "placement", "context", "memory", "command")])
+        stays = {**row["beside"], row["engine"]: {"model": row["model"], **row["memory"]}}
+    assert made[2:] == made[:2]
+
+
 def plan_one(host: dict[str, Any], request: Request) -> dict[str, Any]:
     return plan({"schema": 1, "hosts": {"h": host}}, request, catalogue())
 
