@@ -266,6 +266,21 @@ def test_two_engines_beside_each_other_and_one_again(appliance: Appliance) -> No
     assert run.document["hosts"]["t12"]["changed"] == 0, run.document["hosts"]["t12"]["changed_tasks"]
     assert (appliance.unit(OLLAMA), appliance.unit(LLAMA), appliance.sh(look)) == standing
 
+    # A move that was killed in the middle told systemd that one of them ends the other.
+    left = f"/etc/systemd/system/{OLLAMA}.d/dsprov-switch.conf"
+    appliance.sh(
+        f"mkdir -p {left.rpartition('/')[0]} && echo '[Unit]' > {left} && echo Conflicts={LLAMA} >> {left}"
+    )
+    appliance.sh(f"systemctl daemon-reload && systemctl restart {OLLAMA}")
+    assert appliance.unit(LLAMA)["ActiveState"] == "inactive"
+    run = appliance.install("llama_cpp", **BESIDE)
+    assert run.code == 0, run.err
+    assert appliance.sh(f"ls {left} 2>/dev/null || true") == ""
+    assert appliance.healthy() == {"docker": True, "llama_cpp": True, "ollama": True, "open_webui": True}
+    assert sorted(appliance.offered()) == [SECOND, "smollm2:135m"]
+    ollama = appliance.unit(OLLAMA)
+    standing = ollama, appliance.unit(LLAMA), appliance.sh(look)
+
     # As many requests at once as the host has memory for, were llama.cpp alone on it.
     facts = dsprov("probe", "-i", appliance.lab.inventory, "--json").document
     assert sorted(facts["hosts"]["t12"].pop("installed_engines")) == ["llama_cpp", "ollama"]
