@@ -275,7 +275,7 @@ def test_two_engines_beside_each_other_and_one_again(appliance: Appliance) -> No
     assert appliance.unit(LLAMA)["ActiveState"] == "inactive"
     run = appliance.install("llama_cpp", **BESIDE)
     assert run.code == 0, run.err
-    assert appliance.sh(f"ls {left} 2>/dev/null || true") == ""
+    assert appliance.sh(f"if test -e {left}; then echo there; else echo gone; fi").strip() == "gone"
     assert appliance.healthy() == {"docker": True, "llama_cpp": True, "ollama": True, "open_webui": True}
     assert sorted(appliance.offered()) == [SECOND, "smollm2:135m"]
     ollama = appliance.unit(OLLAMA)
